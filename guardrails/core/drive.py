@@ -1,0 +1,262 @@
+"""Drives one call through a run of gates: four shapes, one for each kind of function.
+
+::
+
+    enter outer ─▶ enter inner ─▶ the function ─▶ settle inner ─▶ settle outer
+
+Each shape is one frame however many gates there are. What passes a gate on the way out is what it settles with: an
+inner gate that turns a cancellation into `TimedOut` (see `Gate.disarm`) shows the gates outside it a failure, and an
+outer deadline shows the gates inside it a cancellation, which is nobody's failure. An exception while entering (a
+refusal, a cancelled wait) is nobody's failure either: the dependency was not reached.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Any
+
+from guardrails.core.guard import Call, Gate, Ticket
+from guardrails.core.outcome import IGNORED, SUCCESS, Outcome
+
+_log = logging.getLogger("guardrails")
+
+Verdict = Callable[[BaseException], Outcome]
+ResultVerdict = Callable[[Any], Outcome]
+Held = list[tuple[Gate, Ticket]]
+#: For a gate that cut a stream off, by its place in the pipeline: what the stream ended with for the gates further in.
+Cuts = dict[int, BaseException]
+
+
+def settle(gate: Gate, ticket: Ticket, outcome: Outcome) -> None:
+    """Settle one ticket. A gate must not raise here; if one does, the call's result is kept and the bug is logged."""
+    try:
+        gate.settle(ticket, outcome)
+    except Exception:
+        _log.exception("bug: %s failed to settle a call; please report this", gate.name)
+
+
+def judge(verdict: Verdict, exc: BaseException) -> Outcome:
+    """`verdict(exc)`. If that raises, no ticket may stay unsettled: the call counts as a failure."""
+    try:
+        return verdict(exc)
+    except Exception:
+        _log.exception("classify failed on %s; the call counts as a failure", type(exc).__name__)
+        return Outcome("failure", exc)
+
+
+def judge_result(verdict: ResultVerdict, result: Any) -> Outcome:
+    """`verdict(result)`; if that raises, the call counts as what it was: it returned."""
+    try:
+        return verdict(result)
+    except Exception:
+        _log.exception("classify_result failed on a %s; the call counts as a success", type(result).__name__)
+        return SUCCESS
+
+
+def not_reached(exc: BaseException) -> Outcome:
+    """The verdict on whatever ends a call that was still entering its gates."""
+    return Outcome("ignored", exc)
+
+
+def leave(held: Held, exc: BaseException, verdict: Verdict) -> BaseException:
+    """Settle all gates, innermost first, after the call ended with `exc`. Returns what it ended with in truth."""
+    outcome = judge(verdict, exc)
+    while held:
+        gate, ticket = held.pop()
+        if gate.interrupts:
+            truth = gate.disarm(ticket, exc)
+            if truth is not None and truth is not exc:
+                truth.__cause__ = exc
+                exc, outcome = truth, judge(verdict, truth)
+        settle(gate, ticket, outcome)
+    return exc
+
+
+def gated_async(
+    fn: Callable[..., Awaitable[Any]], gates: Sequence[Gate], verdict: Verdict, result_verdict: ResultVerdict
+) -> Callable[..., Awaitable[Any]]:
+    """`fn`, a function that gives an awaitable, behind `gates` (outermost first)."""
+    steps = tuple((gate, gate.try_enter, gate.enter) for gate in gates)
+    watch = any(gate.interrupts for gate in gates)
+
+    async def guarded(*args: Any, **kwargs: Any) -> Any:
+        call = Call(args, kwargs)
+        held: Held = []
+        running = False
+        try:
+            for gate, try_enter, enter in steps:
+                ticket = try_enter(call)
+                if ticket is None:
+                    ticket = await enter(call)
+                held.append((gate, ticket))
+            running = True
+            result = await fn(*args, **kwargs)
+        except BaseException as exc:
+            truth = leave(held, exc, verdict if running else not_reached)
+            if truth is exc:
+                raise
+            raise truth from exc
+        outcome = judge_result(result_verdict, result)
+        while held:
+            gate, ticket = held.pop()
+            if watch and gate.interrupts:
+                gate.disarm(ticket, None)
+            settle(gate, ticket, outcome)
+        return result
+
+    return guarded
+
+
+def gated_sync(
+    fn: Callable[..., Any], gates: Sequence[Gate], verdict: Verdict, result_verdict: ResultVerdict
+) -> Callable[..., Any]:
+    """`fn`, a plain function, behind `gates`. Waiting blocks the thread."""
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        call = Call(args, kwargs)
+        held: Held = []
+        running = False
+        try:
+            for gate in gates:
+                ticket = gate.try_enter(call)
+                if ticket is None:
+                    ticket = gate.enter_blocking(call)
+                held.append((gate, ticket))
+            running = True
+            result = fn(*args, **kwargs)
+            if type(result) in _LAZY or hasattr(type(result), "__await__"):
+                _refuse_lazy(fn, result)
+        except BaseException as exc:
+            leave(held, exc, verdict if running else not_reached)
+            raise
+        outcome = judge_result(result_verdict, result)
+        while held:
+            gate, ticket = held.pop()
+            settle(gate, ticket, outcome)
+        return result
+
+    return guarded
+
+
+def gated_stream(
+    fn: Callable[..., AsyncGenerator[Any, Any]], gates: Sequence[Gate], verdict: Verdict
+) -> Callable[..., AsyncGenerator[Any, Any]]:
+    """`fn`, an async generator function, behind `gates`: entered at its first item, settled at its end.
+
+    A gate that interrupts is armed around each item only, never while the reader holds the stream.
+    """
+
+    async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        call = Call(args, kwargs, stream=True)
+        held: Held = []
+        source: AsyncGenerator[Any, Any] | None = None
+        outcome = IGNORED  # closing early, or never getting in, is not the dependency's failure
+        cuts: Cuts = {}
+        try:
+            for gate in gates:
+                ticket = gate.try_enter(call)
+                if ticket is None:
+                    ticket = await gate.enter(call)
+                held.append((gate, ticket))
+            watched = [(place, gate, ticket) for place, (gate, ticket) in enumerate(held) if gate.interrupts]
+            source = fn(*args, **kwargs)
+            step: Callable[[Any], Awaitable[Any]] = source.asend
+            given: Any = None
+            while True:
+                try:
+                    item = await _watch(watched, step, given, cuts) if watched else await step(given)
+                except StopAsyncIteration:
+                    outcome = SUCCESS
+                    return
+                except BaseException as exc:
+                    outcome = judge(verdict, exc)
+                    raise
+                step = source.asend
+                try:
+                    given = yield item
+                except GeneratorExit:
+                    raise
+                except BaseException as exc:  # thrown in by the reader: the source decides what becomes of it
+                    step, given = source.athrow, exc
+        finally:
+            try:
+                if source is not None:
+                    await source.aclose()
+            finally:
+                while held:
+                    gate, ticket = held.pop()
+                    place = max((place for place in cuts if place < len(held)), default=None)
+                    settle(gate, ticket, outcome if place is None else judge(verdict, cuts[place]))
+
+    return guarded
+
+
+async def _watch(
+    watched: list[tuple[int, Gate, Ticket]], step: Callable[[Any], Awaitable[Any]], given: Any, cuts: Cuts
+) -> Any:
+    truth: BaseException | None = None
+    item = None
+    try:
+        for _, gate, ticket in watched:
+            gate.arm(ticket)
+        item = await step(given)
+    except BaseException as exc:  # every end is shown to the gates, and raised again below
+        truth = exc
+    for place, gate, ticket in reversed(watched):
+        found = gate.disarm(ticket, truth)
+        if found is not truth and found is not None and truth is not None:
+            found.__cause__ = truth
+            cuts[place] = truth
+        truth = found
+    if truth is not None:
+        raise truth
+    return item
+
+
+def gated_iterator(
+    fn: Callable[..., Generator[Any, Any, Any]], gates: Sequence[Gate], verdict: Verdict
+) -> Callable[..., Generator[Any, Any, Any]]:
+    """`fn`, a generator function, behind `gates`: entered at its first item, settled at its end."""
+
+    def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        call = Call(args, kwargs, stream=True)
+        held: Held = []
+        outcome = IGNORED
+        try:
+            for gate in gates:
+                ticket = gate.try_enter(call)
+                if ticket is None:
+                    ticket = gate.enter_blocking(call)
+                held.append((gate, ticket))
+            try:
+                result = yield from fn(*args, **kwargs)
+            except GeneratorExit:
+                raise
+            except BaseException as exc:
+                outcome = judge(verdict, exc)
+                raise
+            outcome = SUCCESS
+            return result
+        finally:
+            while held:
+                gate, ticket = held.pop()
+                settle(gate, ticket, outcome)
+
+    return guarded
+
+
+_LAZY = frozenset({CoroutineType, AsyncGeneratorType, GeneratorType})
+
+
+def _refuse_lazy(fn: Callable[..., Any], result: Any) -> None:
+    # A plain function that gives back a coroutine or a future has not done its work: it would run outside the guard.
+    if isinstance(result, CoroutineType | GeneratorType):
+        result.close()
+    name = getattr(fn, "__qualname__", repr(fn))
+    msg = (
+        f"{name} is a plain function that returned a {type(result).__name__}, whose work would run unguarded: "
+        "guard the async function or generator itself, or wrap it in an 'async def' that awaits it"
+    )
+    raise TypeError(msg)

@@ -1,0 +1,131 @@
+"""The contract that every guard keeps. There are two kinds, and only two.
+
+A *gate* decides whether one attempt may run (breaker, limiter, admit, bulkhead, timeout)::
+
+    try_enter(call) ── ticket ──▶  the attempt runs  ──▶ settle(ticket, outcome), exactly once
+          │ None: it would have to wait
+          ▼
+    enter(call) waits, then a ticket or Rejected
+
+A *strategy* drives the call, and may run it more than once or not at all (retry, fallback, hedge, cache).
+
+Guards know nothing of each other: `guardrails.core.pipeline` composes them.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from guardrails.core.outcome import Outcome
+
+T = TypeVar("T")
+
+#: What `try_enter` gives and `settle` takes back: anything but None. It carries the generation that it was issued in,
+#: so that one settled late, after its gate moved on, changes nothing.
+Ticket = Any
+
+
+class Position(enum.IntEnum):
+    """Where a guard stands in a pipeline, outermost first. The order is checked when a pipeline is built."""
+
+    DEADLINE = 0
+    FALLBACK = 1
+    CACHE = 2
+    RETRY = 3
+    HEDGE = 4
+    BREAKER = 5
+    LIMITER = 6
+    ADMISSION = 7
+    TIMEOUT = 8
+
+
+class Call:
+    """One attempt, as the gates see it: the arguments of the call, or None for both when a block is guarded."""
+
+    __slots__ = ("args", "kwargs", "stream")
+
+    def __init__(
+        self,
+        args: tuple[Any, ...] | None,
+        kwargs: Mapping[str, Any] | None,
+        stream: bool = False,  # noqa: FBT001, FBT002
+    ) -> None:
+        self.args = args
+        self.kwargs = kwargs
+        self.stream = stream
+
+
+class Guard(abc.ABC):
+    """What gates and strategies share.
+
+    Attributes:
+        name: how the guard calls itself in errors, events and `describe()`.
+        positions: where it may stand in a pipeline; empty for guards of one's own, whose place is not checked.
+    """
+
+    name: str
+    positions: tuple[Position, ...] = ()
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """One line: what it is and the settings that matter."""
+
+
+class Gate(Guard):
+    """Decides whether one attempt may run. Its methods are called on one thread at a time unless the gate says
+    otherwise.
+    """
+
+    #: True when the gate can interrupt a running call. Such a gate has `arm` and `disarm`, and works on async code
+    #: only: nothing can interrupt a sync function from outside.
+    interrupts = False
+
+    @abc.abstractmethod
+    def try_enter(self, call: Call) -> Ticket | None:
+        """Let the call in at once, or return None if it would have to wait. Never blocks.
+
+        Raises:
+            Rejected: the call is refused, and waiting would not help.
+        """
+
+    async def enter(self, call: Call) -> Ticket:
+        """Wait until the call may run. Called only after `try_enter` gave None. A cancelled wait leaves nothing behind.
+
+        Raises:
+            Rejected: the call is refused, or has waited as long as it may.
+        """
+        raise NotImplementedError  # a gate whose try_enter never returns None needs no more
+
+    def enter_blocking(self, call: Call) -> Ticket:
+        """`enter` for sync code: blocks the thread."""
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def settle(self, ticket: Ticket, outcome: Outcome) -> None:
+        """Take the ticket back, with what came of the attempt. Called exactly once a ticket; must not raise."""
+
+    def arm(self, ticket: Ticket) -> None:
+        """Start to watch one step of a stream (`interrupts` only). For a plain call, entering does it."""
+        raise NotImplementedError
+
+    def disarm(self, ticket: Ticket, exc: BaseException | None) -> BaseException | None:
+        """Stop watching the step, which ended with `exc` (None: well). Returns what it ended with in truth.
+
+        Called before `settle`, in the task that armed it, and also when arming failed.
+        """
+        raise NotImplementedError
+
+
+class Strategy(Guard):
+    """Drives the call. `proceed()` runs everything further in, once a call of it."""
+
+    @abc.abstractmethod
+    async def run(self, call: Call, proceed: Callable[[], Awaitable[T]]) -> T:
+        """Run an async call: zero times, once, or more often."""
+
+    def run_blocking(self, call: Call, proceed: Callable[[], T]) -> T:
+        """Run a sync call."""
+        raise NotImplementedError

@@ -1,0 +1,371 @@
+"""Composes guards into one pipeline, around a function or a block.
+
+::
+
+    @breaker            fuse       ┌──────────── one frame ────────────┐
+    @admit(...)        ─────▶      │ breaker ▷ admit ▷ timeout ▷ work  │
+    @timeout(5)                    └───────────────────────────────────┘
+    async def work(): ...
+
+Stacked decorators fuse: each adds its layer to the pipeline that is there already, around the bare function, so that
+    five
+guards cost one coroutine and not five. Strategies split the pipeline in segments, each one frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, cast
+
+from guardrails.core import drive, outcome
+from guardrails.core.drive import Held
+from guardrails.core.guard import Call, Gate, Guard, Strategy
+from guardrails.core.order import check_order
+from guardrails.core.outcome import SUCCESS, Outcome
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Layer:
+    """What makes a single guard, and a pipeline, a decorator and a block: `@layer`, `async with layer:`, `with
+    layer:`.
+    """
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """This layer as a pipeline."""
+        alone = self.__dict__.get("_alone")
+        if alone is None:  # two threads may come here at once: the first one's stays, for open blocks are kept in it
+            alone = self.__dict__.setdefault("_alone", Pipeline((cast("Guard", self),)))
+        return cast("Pipeline", alone)
+
+    def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
+        """Guard a function: `def`, `async def`, generator or async generator. Its signature stays."""
+        return self.pipeline.wrap(fn)
+
+    async def __aenter__(self) -> None:
+        """Guard a block: enter every gate, waiting where one has to."""
+        await self.pipeline.enter_block()
+
+    async def __aexit__(self, kind: object, exc: BaseException | None, trace: TracebackType | None) -> None:
+        """Settle every gate with what came of the block."""
+        self.pipeline.leave_block(exc)
+
+    def __enter__(self) -> None:
+        """Guard a block of sync code; waiting blocks the thread."""
+        self.pipeline.enter_block_blocking()
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: TracebackType | None) -> None:
+        """Settle every gate with what came of the block."""
+        self.pipeline.leave_block(exc)
+
+
+class Pipeline(Layer):
+    """Guards in order, outermost first. Build it with `guard(...)` or by stacking decorators.
+
+    Attributes:
+        layers: the guards.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Guard],
+        *,
+        classify: Callable[[BaseException], Outcome] = outcome.classify,
+        classify_result: Callable[[Any], Outcome] = outcome.classify_result,
+        check_order: bool = True,
+    ) -> None:
+        self.layers = tuple(layers)
+        self._classify = classify
+        self._classify_result = classify_result
+        self._check_order = check_order
+        # The entered gates of each open block, innermost last. A context variable, since tasks share the pipeline.
+        self._blocks: contextvars.ContextVar[tuple[Held, ...]] = contextvars.ContextVar("blocks", default=())
+        if check_order:
+            _check(self.layers)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Itself."""
+        return self
+
+    def describe(self) -> str:
+        """The pipeline as a person would draw it: one line a guard, outermost first, indented as calls nest."""
+        lines = [
+            f"{'   ' * depth}{'└─ ' if depth else ''}{layer.describe()}" for depth, layer in enumerate(self.layers)
+        ]
+        return "\n".join((*lines, f"{'   ' * len(self.layers)}{'└─ ' if self.layers else ''}the call"))
+
+    def __repr__(self) -> str:
+        return f"guard({', '.join(layer.name for layer in self.layers)})"
+
+    # Functions
+
+    def wrap(self, fn: Callable[P, R]) -> Callable[P, R]:
+        """`fn` behind this pipeline. If `fn` is guarded already, both pipelines become one.
+
+        Raises:
+            TypeError: `fn` is nothing that can be guarded, or a guard here cannot guard its kind.
+            ValueError: the fused order is a trap (see `guardrails.core.order`).
+        """
+        inner = getattr(fn, "__guarded__", None)
+        # functools.wraps copies attributes: only a wrapper that knows itself is ours. Else somebody's decorator
+        # stands between.
+        if isinstance(inner, _Guarded) and inner.wrapper is fn:
+            return inner.pipeline.inside(self).wrap(inner.fn)
+        compiled = self._compile(fn)
+        if compiled is fn:
+            return fn  # a pipeline without guards
+        guarded = functools.wraps(fn)(compiled)
+        guarded.__guarded__ = _Guarded(self, fn, guarded)  # type: ignore[attr-defined]
+        return cast("Callable[P, R]", guarded)
+
+    def inside(self, outer: Pipeline) -> Pipeline:
+        """The pipeline `outer` around this one."""
+        return Pipeline(
+            (*outer.layers, *self.layers),
+            classify=outer._classify if outer._classify is not outcome.classify else self._classify,
+            classify_result=(
+                outer._classify_result
+                if outer._classify_result is not outcome.classify_result
+                else self._classify_result
+            ),
+            check_order=outer._check_order and self._check_order,
+        )
+
+    def _compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        kind = _kind_of(fn)
+        sync = kind in ("function", "generator")
+        for layer in self.layers:
+            if sync and isinstance(layer, Gate) and layer.interrupts:
+                msg = (
+                    f"{layer.name} cannot guard {_name_of(fn)}, a sync {kind}: nothing can interrupt it. Make it async"
+                )
+                raise TypeError(msg)
+            if isinstance(layer, Strategy) and kind in ("generator", "stream"):
+                msg = f"{layer.name} cannot drive {_name_of(fn)}, a {kind}"
+                raise TypeError(msg)
+            if sync and isinstance(layer, Strategy) and type(layer).run_blocking is Strategy.run_blocking:
+                msg = f"{layer.name} cannot drive {_name_of(fn)}, a sync function: it drives async ones only"
+                raise TypeError(msg)
+        if not self.layers:
+            return fn
+        compiled = _checked(fn) if kind == "coroutine" and not _is_async(fn) else fn
+        for segment in reversed(_segments(self.layers)):
+            compiled = self._segment(compiled, segment, kind)
+        return compiled
+
+    def _segment(self, fn: Callable[..., Any], segment: Strategy | list[Gate], kind: str) -> Callable[..., Any]:
+        if isinstance(segment, Strategy):
+            return _driven(fn, segment, kind)
+        if kind == "coroutine":
+            return drive.gated_async(fn, segment, self._classify, self._classify_result)
+        if kind == "stream":
+            return drive.gated_stream(fn, segment, self._classify)
+        if kind == "generator":
+            return drive.gated_iterator(fn, segment, self._classify)
+        return drive.gated_sync(fn, segment, self._classify, self._classify_result)
+
+    # Blocks
+
+    async def enter_block(self) -> None:
+        """Enter every gate for a block."""
+        call = Call(None, None)
+        held: Held = []
+        try:
+            for gate in self._block_gates():
+                ticket = gate.try_enter(call)
+                if ticket is None:
+                    ticket = await gate.enter(call)
+                held.append((gate, ticket))
+        except BaseException as exc:
+            truth = drive.leave(held, exc, drive.not_reached)
+            if truth is exc:
+                raise
+            raise truth from exc
+        self._blocks.set((*self._blocks.get(), held))
+
+    def enter_block_blocking(self) -> None:
+        """Enter every gate for a block of sync code."""
+        call = Call(None, None)
+        held: Held = []
+        try:
+            for gate in self._block_gates():
+                if gate.interrupts:
+                    msg = f"{gate.name} cannot guard a sync block: nothing can interrupt it. Use 'async with'"
+                    raise TypeError(msg)  # noqa: TRY301 - whatever was entered is left the same way
+                ticket = gate.try_enter(call)
+                if ticket is None:
+                    ticket = gate.enter_blocking(call)
+                held.append((gate, ticket))
+        except BaseException as exc:
+            drive.leave(held, exc, drive.not_reached)
+            raise
+        self._blocks.set((*self._blocks.get(), held))
+
+    def leave_block(self, exc: BaseException | None) -> None:
+        """Settle the gates of the innermost open block; raises in place of `exc` where a gate knows better."""
+        blocks = self._blocks.get()
+        if not blocks:
+            msg = f"{self!r}: a block is left in another context than it was entered in; enter and leave it in one task"
+            raise RuntimeError(msg)
+        held = blocks[-1]
+        self._blocks.set(blocks[:-1])
+        if exc is not None:
+            truth = drive.leave(held, exc, self._classify)
+            if truth is not exc:
+                raise truth from exc
+            return
+        while held:
+            gate, ticket = held.pop()
+            if gate.interrupts:
+                gate.disarm(ticket, None)
+            drive.settle(gate, ticket, SUCCESS)
+
+    def _block_gates(self) -> list[Gate]:
+        gates = []
+        for layer in self.layers:
+            if not isinstance(layer, Gate):
+                msg = f"{layer.name} cannot guard a block, only a function: a block's code can run only once"
+                raise TypeError(msg)
+            gates.append(layer)
+        return gates
+
+
+class _Guarded:
+    """What a wrapper remembers, so that a further decorator can fuse with it."""
+
+    __slots__ = ("fn", "pipeline", "wrapper")
+
+    def __init__(self, pipeline: Pipeline, fn: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
+        self.pipeline = pipeline
+        self.fn = fn
+        self.wrapper = wrapper
+
+
+def guard(
+    *layers: Layer,
+    classify: Callable[[BaseException], Outcome] = outcome.classify,
+    classify_result: Callable[[Any], Outcome] = outcome.classify_result,
+    check_order: bool = True,
+) -> Pipeline:
+    """One pipeline from guards and pipelines, outermost first.
+
+    Args:
+        layers: breakers, limiters and so on; a pipeline stands for its layers.
+        classify: decides the outcome of an exception for every guard here, instead of
+            `guardrails.core.outcome.classify`.
+        classify_result: the same for what a call returns.
+        check_order: refuse an order that is a trap. Pass False to build it all the same.
+
+    Raises:
+        TypeError: a layer is not a guard.
+        ValueError: the order is a trap; the message says why.
+    """
+    flat: list[Guard] = []
+    for number, layer in enumerate(layers):
+        if isinstance(layer, Pipeline):
+            flat.extend(layer.layers)
+            # What a pipeline was built with on purpose holds in the larger one too, unless that says otherwise.
+            classify = layer._classify if classify is outcome.classify else classify  # noqa: SLF001
+            if classify_result is outcome.classify_result:
+                classify_result = layer._classify_result  # noqa: SLF001
+            check_order = check_order and layer._check_order  # noqa: SLF001
+        elif isinstance(layer, Guard):
+            flat.append(layer)
+        else:
+            hint = f"; call it first: {layer.__name__}(...)" if inspect.isfunction(layer) else ""
+            msg = f"layer {number + 1} of guard(...) is not a guard but {type(layer).__name__}{hint}"
+            raise TypeError(msg)
+    return Pipeline(flat, classify=classify, classify_result=classify_result, check_order=check_order)
+
+
+_check = check_order
+
+
+def _segments(layers: Sequence[Guard]) -> list[Strategy | list[Gate]]:
+    segments: list[Strategy | list[Gate]] = []
+    for layer in layers:
+        if isinstance(layer, Strategy):
+            segments.append(layer)
+        elif isinstance(layer, Gate):
+            if segments and isinstance(segments[-1], list):
+                segments[-1].append(layer)
+            else:
+                segments.append([layer])
+        else:
+            msg = f"{layer.name} is neither a Gate nor a Strategy"
+            raise TypeError(msg)
+    return segments
+
+
+def _driven(fn: Callable[..., Any], strategy: Strategy, kind: str) -> Callable[..., Any]:
+    if kind == "coroutine":
+
+        async def driven(*args: Any, **kwargs: Any) -> Any:
+            return await strategy.run(Call(args, kwargs), lambda: fn(*args, **kwargs))
+
+        return driven
+
+    def driven_sync(*args: Any, **kwargs: Any) -> Any:
+        return strategy.run_blocking(Call(args, kwargs), lambda: fn(*args, **kwargs))
+
+    return driven_sync
+
+
+def _kind_of(fn: Any) -> str:
+    """``coroutine``, ``stream`` (async generator), ``generator`` or ``function``; else a TypeError."""
+    if isinstance(fn, staticmethod | classmethod | property):
+        msg = f"a guard stands under @{type(fn).__name__}, next to the function: swap the two decorators"
+        raise TypeError(msg)
+    if isinstance(fn, type) or not callable(fn):
+        what = f"the class {fn.__name__}" if isinstance(fn, type) else f"a {type(fn).__name__}"
+        msg = f"a guard decorates a function, not {what}: decorate the method that makes the call"
+        raise TypeError(msg)
+    bare = _called(fn)
+    if getattr(bare, "__globals__", None) is vars(contextlib):
+        msg = f"{_name_of(fn)} makes a context manager, which does its work later: guard the block, 'with layer:'"
+        raise TypeError(msg)
+    # A plain wrapper around an async function (the openai client has them) hands its coroutine through: look behind it.
+    bare = inspect.unwrap(bare)
+    if inspect.iscoroutinefunction(bare) or inspect.iscoroutinefunction(fn):  # AsyncMock says so itself
+        return "coroutine"
+    if inspect.isasyncgenfunction(bare):
+        return "stream"
+    return "generator" if inspect.isgeneratorfunction(bare) else "function"
+
+
+def _called(fn: Any) -> Any:
+    # What a call of it runs: the function in a partial; for an object, its class's __call__.
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return fn if inspect.isroutine(fn) else type(fn).__call__
+
+
+def _is_async(fn: Any) -> bool:
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(_called(fn))
+
+
+def _checked(fn: Callable[..., Any]) -> Callable[..., Any]:
+    # It only looks async, from behind a wrapper that may as well run the coroutine itself (with asyncio.run, say).
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        result = fn(*args, **kwargs)
+        if not inspect.isawaitable(result):
+            msg = (
+                f"{_name_of(fn)} wraps an async function but returned a {type(result).__name__}, nothing to await: "
+                "guard the async function itself, inside the wrapper"
+            )
+            raise TypeError(msg)
+        return result
+
+    return checked
+
+
+def _name_of(fn: Any) -> str:
+    return getattr(fn, "__qualname__", None) or repr(fn)

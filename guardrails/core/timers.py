@@ -1,0 +1,99 @@
+"""A timer wheel: one event-loop timer for all deadlines of a loop, whatever their number.
+
+`loop.call_at` per call costs a heap entry that stays, cancelled, until its time has passed. Here a deadline is an
+entry in the bucket of its 20 ms slot, and removing it is a set operation that leaves nothing behind. A deadline fires
+up to one bucket late and never early. (The idea: Varghese and Lauck, "Hashed and hierarchical timing wheels", 1987.)
+
+asyncio only (uvloop included); on trio a deadline is a cancel scope, which trio keeps cheaply itself. A wheel belongs
+to one loop and is touched by that loop's thread alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import Any, Protocol
+
+BUCKET = 0.02
+
+
+class Deadline(Protocol):
+    """An entry of the wheel. `slot` is the wheel's own mark; `expire` is called on the loop when the time has come."""
+
+    slot: int
+
+    def expire(self) -> None: ...
+
+
+class TimerWheel:
+    """All deadlines of one event loop."""
+
+    __slots__ = ("__weakref__", "_buckets", "_handle", "_handle_slot", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Weak, as is the timer, which holds its loop: the wheel is a value in a dictionary whose weak key is the loop.
+        self._loop = weakref.ref(loop)
+        self._buckets: dict[int, set[Deadline]] = {}
+        self._handle: weakref.ref[asyncio.TimerHandle] | None = None
+        self._handle_slot = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._buckets.values()))
+
+    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether this is the wheel of `loop`."""
+        return self._loop() is loop
+
+    def add(self, deadline: Deadline, seconds: float) -> None:
+        """Have `deadline.expire()` called in `seconds`, up to 20 ms late."""
+        slot = int((self._alive().time() + seconds) / BUCKET) + 1
+        deadline.slot = slot
+        bucket = self._buckets.get(slot)
+        if bucket is not None:
+            bucket.add(deadline)
+            return
+        self._buckets[slot] = {deadline}
+        if self._handle is None or slot < self._handle_slot:
+            self._set_timer(slot)
+
+    def remove(self, deadline: Deadline) -> None:
+        """Forget a deadline. Nothing happens if it has fired or was removed."""
+        bucket = self._buckets.get(deadline.slot)
+        if bucket is not None:
+            bucket.discard(deadline)
+            if not bucket:
+                del self._buckets[deadline.slot]
+
+    def _alive(self) -> asyncio.AbstractEventLoop:
+        loop = self._loop()
+        assert loop is not None  # noqa: S101 - who calls runs on it
+        return loop
+
+    def _set_timer(self, slot: int) -> None:
+        handle = None if self._handle is None else self._handle()
+        if handle is not None:
+            handle.cancel()
+        self._handle_slot = slot
+        self._handle = weakref.ref(self._alive().call_at(slot * BUCKET, self._tick))
+
+    def _tick(self) -> None:
+        self._handle = None
+        # A loop may call a timer up to its clock's resolution early: the slot that the timer was set for is due by
+        # definition.
+        due = max(int(self._alive().time() / BUCKET), self._handle_slot)
+        for slot in sorted(slot for slot in self._buckets if slot <= due):
+            for deadline in self._buckets.pop(slot):
+                deadline.expire()
+        if self._buckets:
+            self._set_timer(min(self._buckets))
+
+
+_wheels: weakref.WeakKeyDictionary[Any, TimerWheel] = weakref.WeakKeyDictionary()
+
+
+def wheel_of(loop: asyncio.AbstractEventLoop) -> TimerWheel:
+    """The wheel of `loop`, made on first use. It goes away with its loop."""
+    wheel = _wheels.get(loop)
+    if wheel is None:
+        wheel = _wheels[loop] = TimerWheel(loop)
+    return wheel

@@ -1,0 +1,1 @@
+"""Gates: guards that decide whether one attempt may run. One file each; none knows another."""

@@ -1,0 +1,245 @@
+"""Every error of the runners. The base classes are those of `guardrails.core.errors`.
+
+::
+
+    GuardrailError
+    ├── Rejected
+    │   ├── QueueFull                as many requests wait already as the runner's queue holds
+    │   └── RunnerUnavailable        it failed and is probing for recovery; has a true `retry_after`
+    └── RunnerError
+        ├── RunnerClosed             used before start or after close          (also RuntimeError)
+        ├── WrongEventLoop           used from another loop than it started in (also RuntimeError)
+        ├── InvalidInput             the request's data is not what the runner takes   (also ValueError)
+        ├── UnsendableValue          arguments or a result that are not data   (also TypeError)
+        ├── StartFailed              the worker could not be brought up:
+        │   ├── ModelNotFound                                                  (also FileNotFoundError)
+        │   ├── InvalidModel         not a model, or a damaged one             (also ValueError)
+        │   ├── UnsupportedModel     a model with other inputs or outputs      (also ValueError)
+        │   ├── TokenizerNotFound                                              (also FileNotFoundError)
+        │   ├── FunctionNotFound                                               (also ImportError)
+        │   ├── InvalidOption        an option does not fit the model or the machine   (also ValueError)
+        │   ├── BudgetTooSmall       `memory` is below what it holds when freshly loaded; `needed` says what would do
+        │   └── WorkerNotFound       the worker program itself cannot be run
+        └── (also Failed: the request was accepted, and broke)
+            ├── RunnerCrashed        the worker died under it and it may not be run twice
+            ├── PoisonedRequest      it was running in two workers that died: refused from then on
+            ├── RequestTimeout                                                 (also TimeoutError)
+            └── RemoteError          the function raised: `type`, `message` and `traceback` are the child's
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+from typing import Any, TypeVar
+
+from guardrails.core.errors import Failed, GuardrailError, MissingExtra, QueueFull, Rejected
+from runners.protocol.messages import ErrorInfo
+
+X = TypeVar("X", bound=Exception)
+
+
+class RunnerError(GuardrailError):
+    """Base of the runners' own errors."""
+
+
+class RunnerClosed(RunnerError, RuntimeError):
+    """The runner is not running: it was not started yet, or was closed."""
+
+
+class WrongEventLoop(RunnerError, RuntimeError):
+    """A runner belongs to the event loop that it was started in."""
+
+
+class InvalidInput(RunnerError, ValueError):
+    """The request's data is not what the runner takes. The message names the item and the mend."""
+
+
+class UnsendableValue(RunnerError, TypeError):
+    """Arguments or a result hold something that cannot cross to another process."""
+
+
+class StartFailed(RunnerError):
+    """The worker could not be brought up."""
+
+
+class ModelNotFound(StartFailed, FileNotFoundError):
+    """There is no model at the path."""
+
+
+class InvalidModel(StartFailed, ValueError):
+    """The file is not a model of the kind that the runner loads, or it is damaged."""
+
+
+class UnsupportedModel(StartFailed, ValueError):
+    """The model loads, but has other inputs or outputs than the runner can use."""
+
+
+class TokenizerNotFound(StartFailed, FileNotFoundError):
+    """The model has no tokenizer beside it, and none was given."""
+
+
+class FunctionNotFound(StartFailed, ImportError):
+    """The function cannot be imported in the worker."""
+
+
+class InvalidOption(StartFailed, ValueError):
+    """An option does not fit the model or the machine."""
+
+
+class BudgetTooSmall(StartFailed):
+    """The memory budget is below what the freshly loaded worker holds already.
+
+    Attributes:
+        needed: the smallest budget, in bytes, that leaves it room to work.
+    """
+
+    def __init__(self, message: str, *, needed: int) -> None:
+        super().__init__(message)
+        self.needed = needed
+
+
+class WorkerNotFound(StartFailed):
+    """The worker program could not be run at all."""
+
+
+class RunnerUnavailable(Rejected):
+    """The runner has failed too often and is refusing while it probes for recovery; `retry_after` says until when."""
+
+    reason = "failed"
+
+
+class RunnerCrashed(RunnerError, Failed):
+    """The worker died while it ran this request, which may not be run twice.
+
+    Attributes:
+        exit: how the worker ended, in words.
+        stderr: the last lines that it wrote to its standard error.
+    """
+
+    def __init__(self, message: str, *, exit: str = "", stderr: str = "") -> None:  # noqa: A002 - the word for it
+        super().__init__(message)
+        self.exit = exit
+        self.stderr = stderr
+
+
+class PoisonedRequest(RunnerCrashed):
+    """The request was running in two workers that died. It is not run a third time."""
+
+
+class RequestTimeout(RunnerError, Failed, TimeoutError):
+    """The request was not answered within its `timeout`; its work is dropped or, where that is not possible, killed."""
+
+
+class RemoteError(RunnerError, Failed):
+    """The function raised an exception in the worker.
+
+    Where that was a builtin exception with a plain constructor (ValueError, KeyError, ...) this error is one of those
+    too, so that `except ValueError` works across the process boundary.
+
+    Attributes:
+        type: qualified name of the exception's class.
+        message: its text.
+        traceback: its formatted traceback, from the child.
+    """
+
+    def __init__(self, info: ErrorInfo) -> None:
+        super().__init__(f"{info.type}: {info.message}")
+        self.type = info.type
+        self.message = info.message
+        self.traceback = info.traceback
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The classes that are builtins too are made when needed: no module has them under their name.
+        info = ErrorInfo(kind="exception", message=self.message, type=self.type, traceback=self.traceback)
+        return _remote_error, (info,)
+
+
+class RemoteTraceback(Exception):
+    """Carries the child's traceback as the cause of a `RemoteError`, so that it is printed with it."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
+
+
+_START: dict[str, type[StartFailed]] = {
+    "model_not_found": ModelNotFound,
+    "model_invalid": InvalidModel,
+    "model_unsupported": UnsupportedModel,
+    "tokenizer_not_found": TokenizerNotFound,
+    "tokenizer_invalid": InvalidModel,
+    "function_not_found": FunctionNotFound,
+    "bad_option": InvalidOption,
+}
+#: Builtins whose instances need nothing but a message; a class of both kinds can be made.
+_PLAIN = frozenset({
+    "ArithmeticError", "AssertionError", "AttributeError", "BufferError", "EOFError", "FloatingPointError",
+    "IndexError", "KeyError", "LookupError", "MemoryError", "NotImplementedError", "OverflowError", "RecursionError",
+    "ReferenceError", "RuntimeError", "TypeError", "ValueError", "ZeroDivisionError",
+})  # fmt: skip
+
+
+def start_error(info: ErrorInfo, runner: str) -> StartFailed | MissingExtra:
+    """The error for a worker that could not load."""
+    if info.kind == "missing_extra":
+        return MissingExtra(f"runner {runner!r}", extra="onnx", module=info.message)
+    error = _START.get(info.kind, StartFailed)(f"{runner}: {info.message}")
+    return _with_traceback(error, info)
+
+
+def request_error(info: ErrorInfo, runner: str) -> Exception:
+    """The error for a request that failed in the worker."""
+    if info.kind == "exception":
+        return _remote_error(info)
+    if info.kind == "unsendable":
+        return UnsendableValue(f"{runner}: {info.message}")
+    if info.kind == "input":
+        return InvalidInput(f"{runner}: {info.message}")
+    return RunnerError(f"{runner}: {info.message}")
+
+
+def _remote_error(info: ErrorInfo) -> RemoteError:
+    cls = _remote_builtin(info.type) if info.type in _PLAIN else RemoteError
+    return _with_traceback(cls(info), info)
+
+
+@functools.cache
+def _remote_builtin(name: str) -> type[RemoteError]:
+    return type(f"Remote{name}", (RemoteError, getattr(builtins, name)), {"__doc__": RemoteError.__doc__})
+
+
+def _with_traceback(error: X, info: ErrorInfo) -> X:
+    if info.traceback:
+        error.__cause__ = RemoteTraceback(info.traceback)
+    return error
+
+
+__all__ = [
+    "BudgetTooSmall",
+    "FunctionNotFound",
+    "InvalidInput",
+    "InvalidModel",
+    "InvalidOption",
+    "MissingExtra",
+    "ModelNotFound",
+    "PoisonedRequest",
+    "QueueFull",
+    "RemoteError",
+    "RemoteTraceback",
+    "RequestTimeout",
+    "RunnerClosed",
+    "RunnerCrashed",
+    "RunnerError",
+    "RunnerUnavailable",
+    "StartFailed",
+    "TokenizerNotFound",
+    "UnsendableValue",
+    "UnsupportedModel",
+    "WorkerNotFound",
+    "WrongEventLoop",
+    "request_error",
+    "start_error",
+]

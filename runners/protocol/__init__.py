@@ -1,0 +1,19 @@
+"""What parent and child say to each other, and how. Both sides import this package, and meet nowhere else.
+
+::
+
+    parent                                                   child
+      │  Start(spec) ───────────────────────────────────────▶  │  loads and warms the engine
+      │  ◀───────────────────────────  Ready(...) or LoadFailed│
+      │  Submit(id, body) ──────────────────────────────────▶  │
+      │  Cancel(id) ────────────────────────────────────────▶  │
+      │  ◀─────────────────────  Done(id, body) or Failed(id)  │  exactly one for each Submit
+      │  Drain() ───────────────────────────────────────────▶  │  answers what it has, then exits
+      │                                                        │
+      │  the board: one shared page, written by the child:     │
+      │  ◀═══  which requests run now, since when, progress    │
+
+Frames go over an inherited socketpair: no port, no pickle. The codec does no I/O (sans-IO), so that it can be tested
+    and
+fuzzed alone. Sizes are bounded before anything is allocated for them.
+"""

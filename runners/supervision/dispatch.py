@@ -1,0 +1,182 @@
+"""Requests on their way: a bounded FIFO queue, workers with room, and exactly one answer each.
+
+A request leaves here in one of these ways: answered, failed with an error of its own, expired, withdrawn by its
+    caller, or
+refused because the runner closed or failed. Until then it is either in the queue or in one worker's hands, never in
+both.
+
+Everything runs on the event loop's thread; nothing awaits, so nothing can come in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable
+
+from guardrails.core import events
+from guardrails.core.errors import QueueFull
+from guardrails.core.timers import TimerWheel, wheel_of
+from runners.errors import PoisonedRequest, RequestTimeout, RunnerCrashed, request_error
+from runners.protocol.messages import Done, Failed
+from runners.supervision.events import RequestsRedelivered
+from runners.supervision.exit import Exit
+from runners.supervision.request import Request
+from runners.supervision.worker import Worker
+
+_MAX_STRIKES = 2
+
+
+class Dispatcher:
+    """The queue, and who gets what.
+
+    Args:
+        name: the runner's.
+        queue: requests that may wait here, beyond those that workers have.
+
+    Attributes:
+        workers: those in service; the supervisor adds and removes them.
+        counts: what became of requests, for `RunnerStats`.
+        idle: set when there is no request left, waiting or running.
+    """
+
+    def __init__(self, name: str, *, queue: int) -> None:
+        self.name = name
+        self.workers: list[Worker] = []
+        self.counts: Counter[str] = Counter()
+        self.idle = asyncio.Event()
+        self._limit = queue
+        self._queue: deque[Request] = deque()
+        self._numbers = itertools.count(1)
+        self._loop: asyncio.AbstractEventLoop
+        self._wheel: TimerWheel
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Work on this event loop from now on."""
+        self._loop = loop
+        self._wheel = wheel_of(loop)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a worker."""
+        return len(self._queue)
+
+    # In
+
+    def submit(self, body: bytes, payload: bytes, *, deadline: float | None, redeliver: bool) -> Request:
+        """Accept a request and give it to a worker, or queue it.
+
+        Raises:
+            QueueFull: as many wait already as may.
+        """
+        if len(self._queue) >= self._limit and (self._queue or all(worker.room <= 0 for worker in self.workers)):
+            detail = f"{self._limit} requests wait already; retry later, or raise queue="
+            raise QueueFull(self.name, detail=detail)
+        number, future = next(self._numbers), self._loop.create_future()
+        request = Request(number, body, payload, deadline=deadline, redeliver=redeliver, future=future)
+        if deadline is not None:
+            request.expire_in(deadline - self._loop.time(), self._wheel, self._expire)
+        self.counts["submitted"] += 1
+        self._queue.append(request)
+        self.pump()
+        return request
+
+    def pump(self) -> None:
+        """Give waiting requests to workers with room, the least loaded first."""
+        while self._queue:
+            worker = max(self.workers, key=lambda worker: worker.room, default=None)
+            if worker is None or worker.room <= 0:
+                return
+            request = self._queue.popleft()
+            if request.waited_for:
+                worker.give(request, self._loop.time())
+
+    # Out
+
+    def answered(self, request: Request, message: Done | Failed, payload: memoryview) -> None:
+        """A worker has answered."""
+        if isinstance(message, Done):
+            self.counts["answered"] += request.waited_for
+            request.answer(message.body, payload)
+        elif message.error.kind in ("cancelled", "expired"):
+            self.counts["expired"] += request.waited_for
+            request.fail(self._timeout())
+        else:
+            self.counts["failed"] += request.waited_for
+            request.fail(request_error(message.error, self.name))
+        self.pump()
+        self.note_idle()
+
+    def withdraw(self, request: Request) -> None:
+        """The caller has left. What has not begun is dropped; what runs goes on until it ends or its grace is over."""
+        if request.future.done() and not request.future.cancelled():
+            return
+        request.abandon(self._loop.time())
+        self.counts["cancelled"] += 1
+        self._release(request)
+
+    def _expire(self, request: Request) -> None:
+        if request.waited_for:
+            request.abandoned_at = self._loop.time()
+            request.fail(self._timeout())
+            self.counts["expired"] += 1
+            self._release(request)
+
+    def _timeout(self) -> RequestTimeout:
+        return RequestTimeout(f"{self.name}: no answer within the request's timeout")
+
+    def _release(self, request: Request) -> None:
+        for worker in self.workers:
+            if request.id in worker.in_flight:
+                worker.cancel(request)
+                return
+        with contextlib.suppress(ValueError):  # it may be in neither, while a worker goes down
+            self._queue.remove(request)
+        self.note_idle()
+
+    def take_back(self, worker: Worker, exit: Exit, *, closed: Callable[[], Exception] | None) -> None:  # noqa: A002
+        """A worker has died: what it had goes to another one, in front, or fails. With `closed`, all of it fails so."""
+        running = worker.running()
+        again: list[Request] = []
+        for request in worker.in_flight.values():
+            if not request.waited_for:
+                continue
+            ran = request.id in running
+            request.strikes += ran
+            error = closed() if closed is not None else self._verdict(request, exit) if ran else None
+            if error is None:
+                again.append(request)
+            else:
+                self.counts["failed"] += 1
+                request.fail(error)
+        worker.in_flight.clear()
+        self._queue.extendleft(reversed(again))  # they came first, so they go first
+        self.counts["redelivered"] += len(again)
+        if again and events.sinks:
+            events.emit(RequestsRedelivered(self.name, worker.pid, len(again)))
+
+    def _verdict(self, request: Request, exit: Exit) -> Exception | None:  # noqa: A002
+        """The error for a request that was running in a worker that died, or None if it may run again."""
+        how = exit.describe()
+        if request.strikes >= _MAX_STRIKES:
+            msg = f"{self.name}: {_MAX_STRIKES} workers died while they ran this request; the last {how}"
+            return PoisonedRequest(msg, exit=how, stderr=exit.stderr)
+        if not request.redeliver:
+            msg = f"{self.name}: the worker {how} while it ran this request, which may not be run twice"
+            return RunnerCrashed(msg, exit=how, stderr=exit.stderr)
+        return None
+
+    def flush(self, error: Callable[[], Exception]) -> None:
+        """Refuse everything that waits, each with an error of its own: a shared one would gather all tracebacks."""
+        while self._queue:
+            request = self._queue.popleft()
+            self.counts["failed"] += request.waited_for
+            request.fail(error())
+        self.note_idle()
+
+    def note_idle(self) -> None:
+        """Set `idle` if there is nothing left."""
+        if not self._queue and not any(worker.in_flight for worker in self.workers):
+            self.idle.set()

@@ -1,0 +1,56 @@
+"""What the supervisor reports to the one event stream of `guardrails.core.events`. `source` is the runner's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from guardrails.core.events import Event
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerStateChanged(Event):
+    """The runner as a whole moved from `old` to `new`: ``starting``, ``ready``, ``draining``, ``failed`` or
+    ``stopped``.
+    """
+
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady(Event):
+    """A worker is loaded and warm, and holds `baseline` private bytes. It took `seconds`."""
+
+    pid: int
+    baseline: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited(Event):
+    """A worker ended: `reason` is one word or two, `detail` a sentence, `stderr` its last lines."""
+
+    pid: int
+    reason: str
+    detail: str
+    stderr: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReplaced(Event):
+    """A worker was replaced while it was in service, for `reason`; `overlapped` when the new one was up before it
+    went.
+    """
+
+    old_pid: int
+    new_pid: int
+    reason: str
+    overlapped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsRedelivered(Event):
+    """`count` requests of a worker that died go to another one."""
+
+    pid: int
+    count: int

@@ -1,0 +1,307 @@
+"""One worker process as the parent sees it: started, spoken to, listened to, ended.
+
+::
+
+    WorkerProcess.start ──▶ Popen ──▶ on_message* ──▶ on_exit, exactly once
+
+The process is started on the event loop's thread. That takes the milliseconds of a `vfork`, and must be this thread:
+the kernel kills the child when the thread that started it ends (see `runners.worker.main`). Its end is noticed
+through a pidfd where the system has them, else by a thread that waits. Everything else here runs on the loop's
+thread; nothing needs a lock.
+
+An exit is reported only after everything that the worker sent before it has been read, so that an answer sent with
+the last breath still counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from runners.errors import WorkerNotFound
+from runners.protocol.board import Board
+from runners.protocol.frames import ProtocolError, encode, parent_decoder
+from runners.protocol.messages import Message, Start, ToParent
+from runners.spec import WorkerSpec
+from runners.supervision.exit import Exit
+
+_ROOT = str(Path(__file__).resolve().parents[2])
+# Our package, and no other `runners` that the working directory may hold, is imported from where the parent has it;
+# the folder is on the path for that one import only, so that nothing else in it can hide a module of the standard
+# library.
+_PROGRAM = (
+    "import sys; root = sys.argv.pop(1); sys.path.insert(0, root); import runners; sys.path.remove(root); "
+    "from runners.worker.main import main; main()"
+)
+_MAX_LINE = 4096
+_KEPT_LINES = 40
+#: Seconds to wait for the last bytes of a worker that has ended. Only a descendant that inherited its socket can hold
+#: them.
+_LAST_BYTES = 1.0
+
+
+class WorkerProcess:
+    """A child process and the conversation with it."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        *,
+        on_message: Callable[[ToParent, memoryview], None],
+        on_exit: Callable[[Exit], None],
+        python: str | None = None,
+    ) -> None:
+        self.spec = spec
+        self.pid = 0
+        self.exited = False
+        self.board: Board | None = None
+        self._python = python or sys.executable
+        self._on_message = on_message
+        self._on_exit = on_exit
+        self._popen: subprocess.Popen[bytes]
+        self._transport: asyncio.Transport | None = None
+        self._out: list[bytes] = []
+        self._reason: str | None = None
+        self._expected: str | None = None
+        self._code: int | None = None
+        self._eof = False
+        self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._pipes: list[asyncio.BaseTransport] = []
+
+    async def start(self) -> None:
+        """Start the process and send it the spec.
+
+        Raises:
+            WorkerNotFound: the interpreter cannot be run, or the system has no process or descriptor left.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise WorkerNotFound(f"{self.spec.name}: no socket for a new worker: {error}") from error
+        try:
+            self._spawn(theirs)
+        except (
+            OSError,
+            TypeError,
+            ValueError,
+        ) as error:  # TypeError, ValueError: variables that no environment can have
+            ours.close()
+            self._close_board()
+            msg = f"{self.spec.name}: the worker program {self._python!r} cannot be run: {error}"
+            raise WorkerNotFound(msg) from error
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        self._watch_exit(loop)
+        connecting = loop.create_task(self._connect(loop, ours))
+        try:
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            # It takes a few turns of the loop. Event loops differ in what they leave open when they are interrupted
+            # in it.
+            await asyncio.wait((connecting,))
+            raise
+        self.send(Start(self.spec))
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop, ours: socket.socket) -> None:
+        self._transport, _ = await loop.create_unix_connection(lambda: _Connection(self), sock=ours)
+        assert self._popen.stdout is not None  # noqa: S101 - both are pipes, see _spawn
+        assert self._popen.stderr is not None  # noqa: S101
+        for pipe, level in ((self._popen.stdout, logging.INFO), (self._popen.stderr, logging.WARNING)):
+            await self._read_lines(loop, pipe, level)
+
+    def _spawn(self, theirs: socket.socket) -> None:
+        self.board = Board.create()
+        environment = {**os.environ, **self.spec.environment}
+        command = [self._python, "-P", "-c", _PROGRAM, _ROOT]
+        command += ["--socket", str(theirs.fileno()), "--board", str(self.board.fd), "--parent", str(os.getpid())]
+        self._popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            pass_fds=(theirs.fileno(), self.board.fd),
+            start_new_session=True,
+        )
+        self.pid = self._popen.pid
+
+    # Speaking
+
+    def send(self, message: Message, payload: bytes = b"", *, now: bool = False) -> None:
+        """Send a message. All of one turn of the event loop go out with one system call, unless it must go `now`.
+
+        Nothing happens after the exit.
+        """
+        if not self._out and not now:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._out.append(encode(message, payload))
+        if now:
+            self._flush()
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def kill(self, reason: str) -> None:
+        """End the worker and everything in its process group, at once. `reason` is what its `Exit` will say."""
+        if self.exited or self._code is not None or not self.pid:
+            return
+        self._reason = self._reason or reason
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def expect_exit(self, reason: str) -> None:
+        """The worker was asked to end; should it do so in good order, this is why."""
+        self._expected = self._expected or reason
+
+    # Listening
+
+    def received(self, frames: list[tuple[ToParent, memoryview]]) -> None:
+        """Pass on what the connection decoded."""
+        for message, payload in frames:
+            self._on_message(message, payload)
+
+    def connection_ended(self) -> None:
+        """The socket is at its end: with the process's exit, all is said."""
+        self._eof = True
+        self._finish()
+
+    def broken(self, error: ProtocolError) -> None:
+        """What came is not the protocol: there is no going on."""
+        logging.getLogger("runners").error("%s: worker %d broke the protocol: %s", self.spec.name, self.pid, error)
+        self.kill("protocol")
+
+    def log_line(self, level: int, line: str) -> None:
+        """A line of the worker's standard output or error."""
+        if level >= logging.WARNING:
+            self._last_lines.append(line)
+        logging.getLogger(f"runners.worker.{self.spec.name}").log(level, "%s", line)
+
+    async def _read_lines(self, loop: asyncio.AbstractEventLoop, pipe: IO[bytes], level: int) -> None:
+        transport, _ = await loop.connect_read_pipe(lambda: _Lines(self, level), pipe)
+        self._pipes.append(transport)
+
+    # The end
+
+    def _watch_exit(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except (AttributeError, OSError):  # not Linux, or one before 5.3
+            waiting = loop.run_in_executor(None, self._popen.wait)
+            waiting.add_done_callback(lambda _: self._ended(loop))
+            return
+
+        def ended() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            self._ended(loop)
+
+        loop.add_reader(pidfd, ended)
+
+    def _ended(self, loop: asyncio.AbstractEventLoop) -> None:
+        # What the worker's own children still do, and whatever of its socket and pipes they hold, ends with it.
+        # Before the status is fetched: until then the number of the group cannot belong to anybody else.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._code = self._popen.wait()  # it has ended: this only fetches the status
+        if self._eof:
+            self._finish()
+        else:
+            loop.call_later(_LAST_BYTES, self._give_up_on_eof)
+
+    def _give_up_on_eof(self) -> None:
+        if self._transport is None:  # the event loop could not take the socket
+            self.connection_ended()
+        elif not self.exited:
+            self._transport.abort()
+
+    def _finish(self) -> None:
+        if not self._eof or self.exited:
+            return
+        if self._code is None:
+            # The socket ended first. The process is about to; one that closed its socket and lives on is of no use.
+            asyncio.get_running_loop().call_later(_LAST_BYTES, self.kill, "disconnected")
+            return
+        self.exited = True
+        asyncio.get_running_loop().call_soon(self._report)
+
+    def _report(self) -> None:
+        # One turn later, so that the last lines of standard error, which tell why, have been read too.
+        for transport in self._pipes:
+            transport.close()
+        assert self._code is not None  # noqa: S101 - see _finish
+        reason = self._reason or (self._expected if self._code == 0 else None)
+        try:
+            self._on_exit(Exit(self._code, reason, "\n".join(self._last_lines)))
+        finally:
+            self._close_board()
+
+    def _close_board(self) -> None:
+        if self.board is not None:
+            self.board.close()
+            self.board = None
+
+
+class _Connection(asyncio.Protocol):
+    """The socket's reading side."""
+
+    def __init__(self, process: WorkerProcess) -> None:
+        self._process = process
+        self._decoder = parent_decoder()
+        self._transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            frames = self._decoder.feed(data)
+        except ProtocolError as error:
+            self._process.broken(error)
+            if self._transport is not None:
+                self._transport.close()
+            return
+        self._process.received(frames)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's interface
+        self._process.connection_ended()
+
+
+class _Lines(asyncio.Protocol):
+    """One of the worker's output pipes, cut into lines of bounded length."""
+
+    def __init__(self, process: WorkerProcess, level: int) -> None:
+        self._process = process
+        self._level = level
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._emit(line)
+        if len(self._rest) > _MAX_LINE:
+            whole = len(self._rest) - len(self._rest) % _MAX_LINE
+            self._emit(self._rest[:whole])
+            self._rest = self._rest[whole:]
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's interface
+        if self._rest:
+            self._emit(self._rest)
+            self._rest = b""
+
+    def _emit(self, line: bytes) -> None:
+        for start in range(0, len(line) or 1, _MAX_LINE):
+            self._process.log_line(self._level, line[start : start + _MAX_LINE].decode("utf-8", "replace").rstrip())

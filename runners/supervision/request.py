@@ -1,0 +1,104 @@
+"""One request on its way: from the caller to a worker, perhaps to a second one, and back with exactly one answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from guardrails.core.timers import TimerWheel
+
+Answer = tuple[msgspec.Raw, memoryview]
+
+
+class Request:
+    """A request that was accepted.
+
+    Attributes:
+        id: unique for the runner's life.
+        deadline: on the event loop's clock, or None.
+        redeliver: whether it may be run again when a worker dies while it runs there.
+        strikes: workers that died while they were running it.
+        future: resolves once, with the answer or an error.
+        abandoned_at: when its caller left, on the loop's clock; None while it waits.
+    """
+
+    __slots__ = (
+        "abandoned_at",
+        "body",
+        "deadline",
+        "future",
+        "id",
+        "on_expire",
+        "payload",
+        "redeliver",
+        "slot",
+        "strikes",
+        "wheel",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        body: bytes,
+        payload: bytes,
+        *,
+        deadline: float | None,
+        redeliver: bool,
+        future: asyncio.Future[Answer],
+    ) -> None:
+        self.id = number
+        self.body = body
+        self.payload = payload
+        self.deadline = deadline
+        self.redeliver = redeliver
+        self.strikes = 0
+        self.future = future
+        self.abandoned_at: float | None = None
+        self.slot = 0
+        self.wheel: TimerWheel | None = None
+        self.on_expire: Callable[[Request], None]
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether somebody still wants the answer."""
+        return not self.future.done()
+
+    def expire_in(self, seconds: float, wheel: TimerWheel, on_expire: Callable[[Request], None]) -> None:
+        """Have `on_expire` called with this request in so many seconds, unless it is answered before."""
+        self.wheel = wheel
+        self.on_expire = on_expire
+        wheel.add(self, seconds)
+
+    def expire(self) -> None:
+        """The time has come (called by the wheel)."""
+        self.wheel = None
+        self.on_expire(self)
+
+    def answer(self, body: msgspec.Raw, payload: memoryview) -> None:
+        """The answer. A second one, or one for a caller that has left, changes nothing."""
+        if not self.future.done():
+            self.future.set_result((body, payload))
+        self._stop_timer()
+
+    def fail(self, error: BaseException) -> None:
+        """No answer, and why."""
+        if not self.future.done():
+            self.future.set_exception(error)
+            # The caller may have been cancelled between this and its next turn: nobody then looks at the error, and
+            # that is no mistake worth a warning.
+            self.future.exception()
+        self._stop_timer()
+
+    def abandon(self, now: float) -> None:
+        """The caller has left."""
+        if self.abandoned_at is None:
+            self.abandoned_at = now
+        self.future.cancel()
+        self._stop_timer()
+
+    def _stop_timer(self) -> None:
+        if self.wheel is not None:
+            self.wheel.remove(self)
+            self.wheel = None

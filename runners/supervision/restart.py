@@ -1,0 +1,66 @@
+"""When a crashed worker is started again: the restart intensity of Erlang/OTP, with backoff. Pure.
+
+Up to `intensity` crashes within `period` seconds are answered by a restart, the first at once, the next ones after a
+delay that doubles. One more, and the runner is *failed*: it refuses requests, and goes on trying every
+`probe_interval` seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Start again in `delay` seconds. With `failed`, requests are refused until a worker is ready again."""
+
+    delay: float
+    failed: bool
+
+
+class RestartPolicy:
+    """Remembers crashes, decides what follows.
+
+    Args:
+        intensity: crashes within `period` that are still answered by a plain restart.
+        period: seconds.
+        backoff: delay before the second restart within the period, in seconds; it doubles with each further one.
+        max_backoff: the longest delay.
+        probe_interval: seconds between two attempts while failed.
+    """
+
+    def __init__(
+        self,
+        *,
+        intensity: int = 5,
+        period: float = 60,
+        backoff: float = 0.1,
+        max_backoff: float = 5,
+        probe_interval: float = 5,
+    ) -> None:
+        self.intensity = intensity
+        self.period = period
+        self.backoff = backoff
+        self.max_backoff = max_backoff
+        self.probe_interval = probe_interval
+        self._crashes: deque[float] = deque()
+
+    def crashed(self, now: float, jitter: float = 1.0) -> Restart:
+        """A worker crashed at `now`. `jitter`, 0.5 to 1.0, scales the delay so that many runners do not restart in
+        step.
+        """
+        self._crashes.append(now)
+        while self._crashes and self._crashes[0] <= now - self.period:
+            self._crashes.popleft()
+        recent = len(self._crashes)
+        if recent > self.intensity:
+            return Restart(self.probe_interval * jitter, failed=True)
+        if recent == 1:
+            return Restart(0.0, failed=False)
+        doubled = self.backoff * 2.0 ** min(recent - 2, 64)  # beyond 64 doublings nothing but the limit counts
+        return Restart(min(self.max_backoff, doubled) * jitter, failed=False)
+
+    def recovered(self) -> None:
+        """A worker has been ready and has answered: earlier crashes are forgiven once the runner was failed."""
+        self._crashes.clear()

@@ -1,0 +1,355 @@
+"""The supervisor: keeps workers running and gives every accepted request exactly one answer.
+
+::
+
+              submit                 give                     answer
+    caller ─────────▶ queue (FIFO) ─────────▶ worker ready ─────────▶ caller
+                        ▲  ▲                    │     │
+                        │  │ worker died:       │     │ soft budget: start another, switch over,
+                        │  └ redeliver, in front┘     │ drain this one
+                        └─────────────────────────────┘
+
+    starting ──▶ ready ──▶ draining ──▶ stopped
+                  ▲  │ more crashes than the restart policy allows
+     a probe loads│  ▼
+                 failed: refuses at once, with a true retry_after
+
+Everything runs on one event loop's thread and nothing is shared beyond it, so there is no lock. Callbacks of the
+workers are synchronous and finish in microseconds; what takes time (starting, draining, exact memory readings) is a
+task or a thread. A reading that needs the kernel to walk page tables is taken in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from typing import Any, Literal
+
+from guardrails.core import events
+from runners.errors import MissingExtra, RunnerClosed, RunnerUnavailable, StartFailed, WrongEventLoop
+from runners.protocol.messages import Done, Failed
+from runners.spec import WorkerSpec
+from runners.supervision.dispatch import Dispatcher
+from runners.supervision.events import RunnerStateChanged, WorkerExited, WorkerReady
+from runners.supervision.exit import Exit
+from runners.supervision.limits import Limits
+from runners.supervision.request import Request
+from runners.supervision.restart import RestartPolicy
+from runners.supervision.stats import RunnerStats, WorkerStats
+from runners.supervision.watch import watch
+from runners.supervision.worker import Worker
+
+State = Literal["new", "starting", "ready", "draining", "failed", "stopped"]
+
+_log = logging.getLogger("runners")
+
+
+class Supervisor:
+    """Workers of one spec behind one queue.
+
+    Args:
+        spec: what to run.
+        limits: what a worker may not do.
+        workers: how many.
+        queue: requests that may wait here for a worker, beyond those that workers have.
+        policy: when to restart.
+        start_timeout: seconds that a worker may take to load.
+        drain_timeout: seconds that a replaced worker may take to answer what it has.
+        python: the interpreter to run workers with; by default this one.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        *,
+        limits: Limits,
+        workers: int = 1,
+        queue: int = 1024,
+        policy: RestartPolicy | None = None,
+        start_timeout: float = 120,
+        drain_timeout: float = 30,
+        python: str | None = None,
+    ) -> None:
+        self.spec = spec
+        self.limits = limits
+        self.state: State = "new"
+        self.replacing = False
+        self.drain_timeout = drain_timeout
+        self._target = workers
+        self._dispatcher = Dispatcher(spec.name, queue=queue)
+        self._policy = policy or RestartPolicy()
+        self._start_timeout = start_timeout
+        self._python = python
+        self._loop: asyncio.AbstractEventLoop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._restoring = False
+        self._coming: set[Worker] = set()
+        self._retry_at = 0.0
+        self._load_seconds = 0.0
+        self._was_failed = False
+        self._exits: Counter[str] = Counter()
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The workers in service."""
+        return self._dispatcher.workers
+
+    # Life
+
+    async def start(self) -> None:
+        """Bring up all workers. On any error nothing is left running.
+
+        Raises:
+            StartFailed: a worker could not be brought up; the subclass says why.
+        """
+        if self.state != "new":
+            raise RunnerClosed(f"{self.spec.name}: a runner starts once; it is {self.state}. Make a new one")
+        self._loop = asyncio.get_running_loop()
+        self._dispatcher.begin(self._loop)
+        self._set_state("starting")
+        try:
+            results = await asyncio.gather(
+                *(self._bring_into_service() for _ in range(self._target)), return_exceptions=True
+            )
+            self._check_started(results)
+        except BaseException:
+            await self._stop("start_failed")
+            raise
+        self._set_state("ready")
+        self.spawn(watch(self))
+
+    def _check_started(self, results: Sequence[BaseException | None]) -> None:
+        if self._closing:
+            raise RunnerClosed(f"{self.spec.name}: the runner was closed while it was starting")
+        for failure in results:
+            if failure is not None:
+                raise failure
+
+    async def close(self, grace: float) -> None:
+        """Answer what is accepted, for `grace` seconds at most, then end all workers. Again, it does nothing."""
+        if self.state in ("new", "stopped"):
+            self.state = "stopped"
+            return
+        if asyncio.get_running_loop() is not self._loop:
+            raise self._wrong_loop("close it there")
+        self._set_state("draining")
+        self._dispatcher.idle.clear()
+        self._dispatcher.note_idle()
+        try:
+            if grace > 0:
+                async with asyncio.timeout(grace):
+                    await self._dispatcher.idle.wait()
+        except TimeoutError:
+            _log.warning("%s: closing with requests unanswered after %g s of grace", self.spec.name, grace)
+        finally:  # also when cancelled: nobody will ask again
+            await self._stop("stopped")
+
+    async def _stop(self, reason: str) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
+        self._set_state("stopped")
+        for worker in self.workers:
+            worker.drain()
+        try:
+            patient = [worker.wait_exit(1.0) for worker in self.workers if not worker.in_flight]
+            await asyncio.gather(*patient)
+        finally:
+            await asyncio.gather(*(worker.end(reason) for worker in (*self.workers, *self._coming)))
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._dispatcher.flush(self._closed)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task of the supervisor's own; it ends with the supervisor at the latest, and its failure is logged."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("%s: bug in supervision; please report this", self.spec.name, exc_info=task.exception())
+
+    @property
+    def _closing(self) -> bool:
+        return self.state in ("draining", "stopped")
+
+    def _set_state(self, new: State) -> None:
+        old, self.state = self.state, new
+        if old != new:
+            _log.info("%s: %s -> %s", self.spec.name, old, new)
+            if events.sinks:
+                events.emit(RunnerStateChanged(self.spec.name, old, new))
+
+    # Requests
+
+    def now(self) -> float:
+        """Seconds on the clock that deadlines are given on: the event loop's."""
+        return self._usable().time()
+
+    def submit(self, body: bytes, payload: bytes = b"", *, deadline: float | None, redeliver: bool) -> Request:
+        """Accept a request. Await its `future`; if you stop waiting, call `withdraw`.
+
+        Raises:
+            RunnerClosed, WrongEventLoop: the runner cannot be used so.
+            QueueFull, RunnerUnavailable: it is refused, for now.
+        """
+        self._usable()
+        return self._dispatcher.submit(body, payload, deadline=deadline, redeliver=redeliver)
+
+    def withdraw(self, request: Request) -> None:
+        """The caller has left. What has not begun is dropped; what runs goes on until it ends or its grace is over."""
+        self._dispatcher.withdraw(request)
+
+    def _usable(self) -> asyncio.AbstractEventLoop:
+        if self.state == "new":
+            msg = f"{self.spec.name}: the runner is not started; use 'async with runner:' or await runner.start()"
+            raise RunnerClosed(msg)
+        if self._closing:
+            raise RunnerClosed(f"{self.spec.name}: the runner is closed; make a new one")
+        if asyncio.get_running_loop() is not self._loop:
+            raise self._wrong_loop("start one runner in each loop")
+        if self.state == "failed":
+            raise self._unavailable()
+        return self._loop
+
+    def _wrong_loop(self, mend: str) -> WrongEventLoop:
+        return WrongEventLoop(f"{self.spec.name}: the runner belongs to the event loop it was started in; {mend}")
+
+    def _answered(self, request: Request, message: Done | Failed, payload: memoryview) -> None:
+        if self._was_failed and isinstance(message, Done):
+            self._was_failed = False
+            self._policy.recovered()
+        self._dispatcher.answered(request, message, payload)
+
+    def _closed(self) -> RunnerClosed:
+        return RunnerClosed(f"{self.spec.name}: the runner was closed before this request was answered")
+
+    def _unavailable(self) -> RunnerUnavailable:
+        wait = max(0.0, self._retry_at - self._loop.time()) + self._load_seconds
+        detail = "its workers keep failing; it is trying again"
+        return RunnerUnavailable(self.spec.name, retry_after=wait, detail=detail)
+
+    # Workers
+
+    async def bring_up(self) -> Worker:
+        """A new worker, loaded and warm, not in service yet.
+
+        Raises:
+            StartFailed: it could not be brought up.
+        """
+        worker = Worker(self.spec, on_answer=self._answered, on_exit=self._exited, python=self._python)
+        began = self._loop.time()
+        self._coming.add(worker)
+        try:
+            await worker.start(timeout=self._start_timeout, budget=self.limits.soft)
+        finally:
+            self._coming.discard(worker)
+        self._load_seconds = self._loop.time() - began
+        if events.sinks:
+            events.emit(WorkerReady(self.spec.name, worker.pid, worker.baseline, self._load_seconds))
+        return worker
+
+    def put_in_service(self, worker: Worker) -> None:
+        """Give requests to a worker from now on. Call it in the same turn as `bring_up` returned.
+
+        Raises:
+            StartFailed: it has died already.
+        """
+        if worker.state == "exited":
+            raise StartFailed(f"{self.spec.name}: a new worker died as soon as it was ready")
+        self.workers.append(worker)
+        if self.state == "failed":
+            self._was_failed = True
+            self._set_state("ready")
+        self._dispatcher.pump()
+
+    async def _bring_into_service(self) -> None:
+        self.put_in_service(await self.bring_up())
+
+    def _exited(self, worker: Worker, exit: Exit) -> None:  # noqa: A002
+        in_service = worker in self.workers
+        if in_service:
+            self.workers.remove(worker)
+        expected = exit.reason in ("drained", "stopped") and not worker.in_flight
+        if events.sinks:
+            events.emit(WorkerExited(self.spec.name, worker.pid, exit.label, exit.describe(), exit.stderr))
+        if not expected:
+            self._exits[exit.label] += 1
+            _log.warning("%s: worker %d %s", self.spec.name, worker.pid, exit.describe())
+        self._dispatcher.take_back(worker, exit, closed=self._closed if self.state == "stopped" else None)
+        if in_service and not worker.retired:
+            self.restore()
+        self._dispatcher.pump()
+        self._dispatcher.note_idle()
+
+    # Restarts
+
+    def _missing(self) -> int:
+        serving = sum(worker.state == "ready" for worker in self.workers)
+        return self._target - serving - len(self._coming)
+
+    def restore(self) -> None:
+        """See to it that there are as many workers as there should be, or that one is to answer what is left when
+        closing.
+        """
+        needed = self.state != "stopped" and (self.state != "draining" or self._dispatcher.queued > 0)
+        if needed and not self._restoring and self._missing() > 0:
+            self._restoring = True
+            self.spawn(self._restore_workers())
+
+    async def _restore_workers(self) -> None:
+        try:
+            while self._missing() > 0:
+                decision = self._policy.crashed(self._loop.time(), random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+                self._retry_at = self._loop.time() + decision.delay
+                if decision.failed and not any(worker.state == "ready" for worker in self.workers):
+                    if self.state != "draining":
+                        self._set_state("failed")
+                    self._dispatcher.flush(self._unavailable if self.state == "failed" else self._closed)
+                await asyncio.sleep(decision.delay)
+                try:
+                    await self._bring_into_service()
+                except (StartFailed, MissingExtra) as error:
+                    self._exits["start_failed"] += 1
+                    _log.warning("%s: restart failed: %s", self.spec.name, error)
+        finally:
+            self._restoring = False
+
+    # What it is now
+
+    def stats(self) -> RunnerStats:
+        """A snapshot."""
+        counts = self._dispatcher.counts
+        return RunnerStats(
+            name=self.spec.name,
+            state=self.state,
+            submitted=counts["submitted"],
+            answered=counts["answered"],
+            failed=counts["failed"],
+            expired=counts["expired"],
+            cancelled=counts["cancelled"],
+            redelivered=counts["redelivered"],
+            queued=self._dispatcher.queued,
+            restarts=dict(self._exits),
+            workers=tuple(
+                WorkerStats(
+                    pid=worker.pid,
+                    state=worker.state,
+                    private=worker.private,
+                    baseline=worker.baseline,
+                    in_flight=len(worker.in_flight),
+                    answered=worker.answered,
+                )
+                for worker in self.workers
+            ),
+        )
+
+    def count_replacement(self, reason: str) -> None:
+        """Note a worker that was replaced on purpose, for `stats`."""
+        self._exits[reason] += 1
+
+
+__all__ = ["Supervisor"]

@@ -1,0 +1,204 @@
+"""A worker in service: its process, its state, and the requests that it has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from guardrails.core.sizes import format_size
+from guardrails.memory.reading import private_bytes
+from runners.errors import BudgetTooSmall, StartFailed, start_error
+from runners.protocol.messages import Cancel, Done, Drain, Failed, LoadFailed, Ready, Submit, ToParent
+from runners.spec import WorkerSpec
+from runners.supervision.exit import Exit
+from runners.supervision.process import WorkerProcess
+from runners.supervision.request import Request
+
+State = Literal["starting", "ready", "draining", "exited"]
+_MIB = 1024 * 1024
+#: A budget must leave at least this much over what the freshly loaded worker holds.
+_ROOM_TO_WORK = 1.25
+#: What a refusal asks for: a little more, since the next worker may come up a few pages larger than this one.
+_NEEDED = 1.3
+
+
+class Worker:
+    """One worker.
+
+    Attributes:
+        state: ``starting``, ``ready``, ``draining`` (answers what it has, gets nothing new) or ``exited``.
+        in_flight: the requests that it has, by id; each leaves when it is answered.
+        baseline: private memory when loaded and warm, in bytes.
+        private: private memory at the last reading, in bytes.
+        answered: requests that it has answered.
+        last_progress: when it last did something, on the loop's clock.
+        retired: whether it was asked to go; what comes in its place is not for its exit to decide.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        *,
+        on_answer: Callable[[Request, Done | Failed, memoryview], None],
+        on_exit: Callable[[Worker, Exit], None],
+        python: str | None = None,
+    ) -> None:
+        self.spec = spec
+        self.state: State = "starting"
+        self.capacity = 1
+        self.info: dict[str, Any] = {}
+        self.in_flight: dict[int, Request] = {}
+        self.baseline = 0
+        self.private = 0
+        self.answered = 0
+        self.last_progress = 0.0
+        self.retired = False
+        self._seen_progress = 0
+        self._on_answer = on_answer
+        self._on_exit = on_exit
+        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.process = WorkerProcess(spec, on_message=self._message, on_exit=self._exited, python=python)
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self.process.pid
+
+    def __repr__(self) -> str:
+        return f"<worker {self.pid} {self.state}, {len(self.in_flight)} in flight, {format_size(self.private)}>"
+
+    # Coming up
+
+    async def start(self, *, timeout: float, budget: int | None) -> None:
+        """Start the process and wait until the engine is loaded and warm. On any error nothing is left running.
+
+        Raises:
+            StartFailed: it could not be brought up; the subclass says why.
+        """
+        try:
+            await self.process.start()
+            async with asyncio.timeout(timeout):
+                await self._ready
+            self.private = self.baseline = await asyncio.to_thread(private_bytes, self.pid)
+            self._check_alive()
+            if budget is not None and self.baseline * _ROOM_TO_WORK > budget:
+                self._refuse_budget(budget)
+        except TimeoutError:
+            msg = (
+                f"{self.spec.name}: the worker was not ready within {timeout:g} s; if it is large, raise start_timeout"
+            )
+            await self.end("start_timeout")
+            raise StartFailed(msg) from None
+        except ProcessLookupError:
+            exit = await self._exit  # noqa: A001 - the word for it
+            raise self._start_failure(exit) from None
+        except BaseException:
+            if self.pid:
+                await self.end("start_failed")
+            raise
+        self.state = "ready"
+        self.last_progress = asyncio.get_running_loop().time()
+
+    def _check_alive(self) -> None:
+        if self.process.exited:
+            raise ProcessLookupError(self.pid)
+
+    def _refuse_budget(self, budget: int) -> None:
+        needed = -(-int(self.baseline * _NEEDED) // _MIB) * _MIB
+        msg = (
+            f"{self.spec.name}: memory={format_size(budget)} is too small: freshly loaded and warm the worker holds "
+            f"{format_size(self.baseline)}; it needs memory={needed // _MIB}MiB or more"
+        )
+        raise BudgetTooSmall(msg, needed=needed)
+
+    def _start_failure(self, exit: Exit) -> StartFailed:  # noqa: A002
+        tail = f"; its last words:\n{exit.stderr}" if exit.stderr else ""
+        return StartFailed(f"{self.spec.name}: the worker {exit.describe()} while it was loading{tail}")
+
+    # At work
+
+    @property
+    def room(self) -> int:
+        """Further requests that it may be given."""
+        return self.capacity - len(self.in_flight) if self.state == "ready" else 0
+
+    def give(self, request: Request, now: float) -> None:
+        """Send it a request."""
+        idle = not self.in_flight
+        if idle:
+            self.last_progress = now
+        self.in_flight[request.id] = request
+        left = None if request.deadline is None else max(0.0, request.deadline - now)
+        message = Submit(request.id, left, request.strikes > 0, msgspec.Raw(request.body))
+        self.process.send(message, request.payload, now=idle)  # an idle one should not wait for the loop to come round
+
+    def cancel(self, request: Request) -> None:
+        """Tell it that nobody waits for a request any more. The request stays in flight until it is answered."""
+        self.process.send(Cancel(request.id))
+
+    def running(self) -> frozenset[int]:
+        """The requests that it is running now, or was running when it died."""
+        board = self.process.board
+        return frozenset(board.running()) if board is not None else frozenset()
+
+    def busy_for(self) -> float:
+        """Seconds that it has been in its present step; 0.0 between steps."""
+        board = self.process.board
+        return board.busy_for() if board is not None else 0.0
+
+    def note_progress(self, now: float) -> None:
+        """Look at the board for steps finished since the last look."""
+        board = self.process.board
+        if board is not None and board.progress() != self._seen_progress:
+            self._seen_progress = board.progress()
+            self.last_progress = now
+
+    # Going down
+
+    def drain(self) -> None:
+        """Give it nothing new, have it answer what it has, then exit."""
+        if self.state == "ready":
+            self.state = "draining"
+            self.retired = True
+            self.process.expect_exit("drained")
+            self.process.send(Drain())
+
+    async def end(self, reason: str) -> Exit:
+        """Kill it and wait for its end."""
+        self.process.kill(reason)
+        return await asyncio.shield(self._exit)
+
+    async def wait_exit(self, seconds: float) -> bool:
+        """Wait for its end, for so long at most; whether it has ended."""
+        await asyncio.wait((self._exit,), timeout=seconds)
+        return self._exit.done()
+
+    # What the process reports
+
+    def _message(self, message: ToParent, payload: memoryview) -> None:
+        if isinstance(message, Done | Failed):
+            request = self.in_flight.pop(message.id, None)
+            if request is not None:
+                self.answered += 1
+                self.last_progress = asyncio.get_running_loop().time()
+                self._on_answer(request, message, payload)
+        elif isinstance(message, Ready) and not self._ready.done():
+            self.capacity = message.capacity
+            self.info = message.info
+            self._ready.set_result(None)
+        elif isinstance(message, LoadFailed) and not self._ready.done():
+            self._ready.set_exception(start_error(message.error, self.spec.name))
+
+    def _exited(self, exit: Exit) -> None:  # noqa: A002
+        came_up = self.state != "starting"
+        self.state = "exited"
+        self._exit.set_result(exit)
+        if not self._ready.done():
+            self._ready.set_exception(self._start_failure(exit))
+            self._ready.exception()  # looked at: start() may have been cancelled, and then nobody else does
+        if came_up:
+            self._on_exit(self, exit)

@@ -1,0 +1,139 @@
+"""The interface between the worker and what it runs.
+
+A `StepEngine` works in steps on the worker's main thread: between two steps the worker reads what has come (new
+requests, cancellations), within one it does nothing else. One step is one function call, or one pass of a model.
+
+::
+
+    load ─▶ submit, submit, cancel ─▶ step ─▶ submit ─▶ step ─▶ ...
+"""
+
+from __future__ import annotations
+
+import abc
+import time
+import traceback
+from typing import Any, Protocol
+
+import msgspec
+
+from runners.protocol.messages import ErrorInfo, Submit
+
+
+class EngineError(Exception):
+    """An error with a meaning for the parent. `kind` chooses the class of the error that the caller gets."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def info(self) -> ErrorInfo:
+        """As it crosses to the parent."""
+        return ErrorInfo(kind=self.kind, message=_clean(str(self)))
+
+
+class Job:
+    """One request in the worker."""
+
+    __slots__ = ("alone", "body", "deadline", "id", "payload")
+
+    def __init__(self, submit: Submit, payload: memoryview) -> None:
+        self.id = submit.id
+        self.alone = submit.alone
+        self.body: msgspec.Raw = submit.body
+        self.payload = payload
+        self.deadline = None if submit.timeout is None else time.monotonic() + submit.timeout
+
+    @property
+    def expired(self) -> bool:
+        """Whether its caller has stopped waiting."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+class Replies(Protocol):
+    """Where answers go. Exactly one for each job; they are sent together when the worker next flushes."""
+
+    def done(self, job: Job, body: bytes, payload: bytes = b"") -> None:
+        """The answer, in the engine's own terms (msgpack), with raw array bytes beside it."""
+        ...
+
+    def failed(self, job: Job, error: ErrorInfo) -> None:
+        """No answer, and why."""
+        ...
+
+
+class Running(Protocol):
+    """The board's writing side, as an engine sees it (see `runners.protocol.board`)."""
+
+    def begin(self, ids: list[int]) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class StepEngine(abc.ABC):
+    """Something that a worker runs in steps.
+
+    Attributes:
+        capacity: requests that may be in the worker at once, running and waiting.
+    """
+
+    capacity: int = 1
+
+    @abc.abstractmethod
+    def load(self) -> dict[str, Any]:
+        """Load, and run once at the largest size that requests can have, so that memory is at its working level.
+
+        Returns facts for `Ready.info`.
+
+        Raises:
+            EngineError: it cannot be loaded, with the kind that says why.
+        """
+
+    @abc.abstractmethod
+    def submit(self, job: Job) -> None:
+        """Take a job. Cheap: the work is done in `step`.
+
+        Raises:
+            EngineError: the job is malformed; it is answered with this error.
+        """
+
+    @abc.abstractmethod
+    def cancel(self, job_id: int, replies: Replies) -> None:
+        """Drop a job that has not started, answering it with `CANCELLED`; nothing happens if it is running or
+        unknown.
+        """
+
+    @abc.abstractmethod
+    def step(self, replies: Replies, running: Running) -> bool:
+        """Do one unit of work, between `running.begin` and `running.end`. False if there was nothing to do.
+
+        An error of one job is that job's answer. One that concerns the engine as a whole may be raised: the worker
+        dies of it and its jobs are redelivered.
+        """
+
+
+CANCELLED = ErrorInfo(kind="cancelled", message="dropped: its caller has left")
+EXPIRED = ErrorInfo(kind="expired", message="dropped: its deadline passed before it was started")
+
+
+def exception_info(error: BaseException, *, skip: int = 0) -> ErrorInfo:
+    """An exception of the user's code: type, message, and the traceback without the first `skip` frames (ours)."""
+    trace = error.__traceback__
+    for _ in range(skip):
+        trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
+    cls = type(error)
+    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    try:
+        message = str(error)
+    except Exception as broken:
+        message = f"<its __str__ raised {type(broken).__name__}>"
+    text = "".join(traceback.format_exception(cls, error, trace))
+    # Lone surrogates cannot be encoded, and an error message must always arrive.
+    return ErrorInfo(kind="exception", message=_clean(message), type=_clean(name), traceback=_clean(text))
+
+
+_MAX_TEXT = 100_000
+
+
+def _clean(text: str) -> str:
+    return text[:_MAX_TEXT].encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,59 @@
+"""The worker's loop: read what has come, do one step, send what is answered.
+
+Reading between any two steps is what lets a cancellation, or a new request for the next pass, arrive in time although
+the loop is one thread. While a step runs nothing is read; the parent sees that on the board.
+
+The answers of a step are sent before the board says that it has ended. Else a slow step would hold up the answers of
+the one before it, and after a crash a call that was made would look like one that had not begun, and be made again.
+"""
+
+from __future__ import annotations
+
+from runners.protocol.board import Board
+from runners.protocol.messages import Cancel, Drain, Submit
+from runners.worker.channel import Channel
+from runners.worker.engines.base import EngineError, Job, StepEngine
+
+
+class _Steps:
+    """The board, as engines write to it."""
+
+    def __init__(self, channel: Channel, board: Board) -> None:
+        self.begin = board.begin
+        self._flush = channel.flush
+        self._end = board.end
+
+    def end(self) -> None:
+        self._flush()
+        self._end()
+
+
+def serve(channel: Channel, engine: StepEngine, board: Board) -> None:
+    """Serve until drained. Returns when everything submitted before the `Drain` has been answered.
+
+    Raises:
+        ParentGone: the parent is gone.
+    """
+    steps = _Steps(channel, board)
+    idle = True
+    draining = False
+    while True:
+        for message, payload in channel.poll(wait=idle and not draining):
+            if isinstance(message, Submit):
+                _submit(channel, engine, Job(message, payload))
+            elif isinstance(message, Cancel):
+                engine.cancel(message.id, channel)
+            elif isinstance(message, Drain):
+                draining = True
+        idle = not engine.step(channel, steps)
+        if idle or channel.due:
+            channel.flush()
+        if idle and draining:
+            return
+
+
+def _submit(channel: Channel, engine: StepEngine, job: Job) -> None:
+    try:
+        engine.submit(job)
+    except EngineError as error:
+        channel.failed(job, error.info())

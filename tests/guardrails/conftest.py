@@ -1,0 +1,84 @@
+"""Async tests run on asyncio, uvloop and trio; no test may leave a listener or a sampler thread behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+import anyio
+import pytest
+
+from guardrails.core import events
+from guardrails.memory.reading import Scope
+from guardrails.memory.sampler import Watcher
+from guardrails.testing import FakeClock
+
+GIB = 1024**3
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+        pytest.param(("trio", {}), id="trio"),
+    ]
+)
+def anyio_backend(request: pytest.FixtureRequest) -> object:
+    return request.param
+
+
+class FakeMemory:
+    """A sampler whose readings a test sets by hand. One scope, of which `used` bytes are taken."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.scopes: tuple[Scope, ...] = (Scope("host", 0, 10 * GIB),)
+        self._watchers: list[Watcher] = []
+
+    def watch(self, watcher: Watcher) -> None:
+        self._watchers.append(watcher)
+        watcher.on_reading(self.scopes)
+
+    def read(self, scopes: Sequence[Scope]) -> None:
+        self.scopes = tuple(scopes)
+        for watcher in self._watchers:
+            watcher.on_reading(self.scopes)
+
+    def use(self, used: int, limit: int = 10 * GIB) -> None:
+        self.read([Scope("host", used, limit)])
+
+
+@pytest.fixture
+def memory() -> FakeMemory:
+    return FakeMemory()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def idle() -> Callable[[], Awaitable[None]]:
+    """`await idle()`: every other task has run until it waits for something."""
+
+    async def wait() -> None:
+        for _ in range(
+            10
+        ):  # on asyncio, anyio looks ten times a second only: mostly this is enough, and it need not look twice
+            await anyio.lowlevel.checkpoint()
+        await anyio.wait_all_tasks_blocked()
+
+    return wait
+
+
+def _samplers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "guardrails-memory"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    before, sinks = len(_samplers()), events.sinks
+    yield
+    assert events.sinks == sinks, "a subscription was not ended"
+    assert len(_samplers()) <= before, "a memory sampler's thread still runs"

@@ -1,0 +1,1 @@
+raise ValueError("half a \udc80 letter, on import")

@@ -1,0 +1,161 @@
+"""Memory budgets: replaced at the soft one with nothing lost, killed at the hard one, refused below the baseline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from guardrails.testing import capture_events
+from runners import Faults, FunctionRunner
+from runners.errors import BudgetTooSmall, RunnerCrashed
+from runners.supervision import watch
+from runners.supervision.events import WorkerExited, WorkerReady, WorkerReplaced
+
+pytestmark = pytest.mark.anyio
+
+MIB = 1 << 20
+
+
+async def _leak_until_replaced(act, seen, callers=8):
+    """Calls that leak, until a replacement is reported; the answers, by call."""
+    answers = []
+
+    async def caller() -> None:
+        end = time.monotonic() + 10
+        while not any(isinstance(event, WorkerReplaced) for event in seen) and time.monotonic() < end:
+            answers.append(await act("leak", MIB // 2, 0.005))
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return answers
+
+
+async def test_a_leaking_worker_is_replaced_by_one_beside_it_with_nothing_lost():
+    with capture_events() as seen:
+        async with FunctionRunner("calls:act", memory="40MiB", memory_hard="1GiB") as act:
+            answers = await _leak_until_replaced(act, seen)
+            stats = act.stats()
+    replaced = next(event for event in seen if isinstance(event, WorkerReplaced))
+    assert (replaced.reason, replaced.overlapped) == ("soft_budget", True)
+    assert {replaced.old_pid, replaced.new_pid} >= set(answers[:1])
+    assert stats.submitted == stats.answered == len(answers)
+    assert (stats.failed, stats.redelivered, stats.restarts["soft_budget"]) == (0, 0, 1)
+    assert "sigkill" not in stats.restarts
+    # The new one was there before the old one went, and the old one went in good order.
+    kinds = [
+        (type(event).__name__, event.pid)
+        for event in seen
+        if isinstance(event, WorkerReady | WorkerExited) and event.pid in (replaced.old_pid, replaced.new_pid)
+    ]
+    assert kinds.index(("WorkerReady", replaced.new_pid)) < kinds.index(("WorkerExited", replaced.old_pid))
+    exited = next(event for event in seen if isinstance(event, WorkerExited) and event.pid == replaced.old_pid)
+    assert exited.reason == "drained"
+
+
+async def test_without_headroom_the_old_worker_goes_first_and_nothing_is_lost(monkeypatch):
+    monkeypatch.setattr(watch, "headroom", lambda: 0)
+    most = 0
+    with capture_events() as seen:
+        async with FunctionRunner("calls:act", memory="40MiB", memory_hard="1GiB") as act:
+            leaking = asyncio.create_task(_leak_until_replaced(act, seen))
+            while not leaking.done():
+                most = max(most, sum(worker.state != "exited" for worker in act.stats().workers))
+                await asyncio.sleep(0.002)
+            answers = await leaking
+            stats = act.stats()
+    replaced = next(event for event in seen if isinstance(event, WorkerReplaced))
+    assert (replaced.reason, replaced.overlapped) == ("soft_budget", False)
+    assert most == 1
+    assert stats.submitted == stats.answered == len(answers)
+    assert (stats.failed, stats.redelivered) == (0, 0)
+    assert [type(event) for event in seen if isinstance(event, WorkerReady | WorkerExited)][:3] == [
+        WorkerReady,
+        WorkerExited,
+        WorkerReady,
+    ]
+
+
+async def test_without_headroom_the_other_worker_serves_on(monkeypatch, until):
+    monkeypatch.setattr(watch, "headroom", lambda: 0)
+    with capture_events() as seen:
+        async with FunctionRunner("calls:act", workers=2, memory="40MiB", memory_hard="1GiB") as act:
+            full = await act("leak", 60 * MIB)
+            await until(lambda: any(isinstance(e, WorkerExited) and e.pid == full for e in seen))
+            assert await act("echo", 1) == 1
+            assert not any(isinstance(event, WorkerReplaced) for event in seen)
+            await until(lambda: any(isinstance(event, WorkerReplaced) for event in seen))
+            assert len(act.stats().workers) == 2
+
+
+async def test_a_worker_that_ends_badly_while_it_is_retired_is_replaced_once(monkeypatch, until, tmp_path):
+    monkeypatch.setattr(watch, "headroom", lambda: 0)
+    mark = tmp_path / "mark"
+    with capture_events() as seen:
+        async with FunctionRunner("calls:act", memory="40MiB", memory_hard="1GiB", idempotent=True) as act:
+            act._supervisor.drain_timeout = 0.05
+            leaking = asyncio.create_task(act("leak", 60 * MIB))
+            stuck = asyncio.create_task(act("hold", str(mark), str(tmp_path / "go")))
+            full = await leaking
+            await until(mark.exists)
+            await until(lambda: any(isinstance(e, WorkerExited) and e.pid == full for e in seen))
+            (tmp_path / "go").touch()
+            await until(lambda: any(isinstance(event, WorkerReplaced) for event in seen))
+            assert await stuck != full
+            assert len(act.stats().workers) == 1
+            assert sum(isinstance(event, WorkerReady) for event in seen) == 2
+            assert act.stats().restarts == {"drain_timeout": 1, "soft_budget": 1}
+
+
+async def test_a_replacement_that_cannot_start_leaves_the_old_worker_in_service(tmp_path, until, caplog):
+    flag = tmp_path / "flag"
+    flag.touch()
+    environment = {"FLAG": str(flag)}
+    runner = FunctionRunner("while_file:pid", memory="40MiB", environment=environment, faults=Faults(leak=8 * MIB))
+    async with runner as pid:
+        flag.unlink()
+        first = await pid()
+        for _ in range(4):
+            await pid()
+        await until(lambda: "replacing worker" in caplog.text)
+        assert await pid() == first
+        assert pid.state == "ready"
+
+
+async def test_the_hard_budget_kills_at_once_and_the_others_are_answered(tmp_path):
+    mark = tmp_path / "mark"
+    async with FunctionRunner("calls:act", memory="40MiB", memory_hard="80MiB") as act:
+        jumping = asyncio.create_task(act("jump", str(mark), 200 * MIB))
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(act("echo", n)) for n in range(20)]
+        with pytest.raises(RunnerCrashed, match=r"ended by the runner \(hard_budget\)"):
+            await jumping
+        assert time.monotonic() - float(mark.read_text()) < 0.5
+        assert await asyncio.gather(*others) == list(range(20))
+        assert act.stats().restarts == {"hard_budget": 1}
+
+
+async def test_a_budget_below_the_baseline_is_refused_with_the_size_that_works():
+    with pytest.raises(
+        BudgetTooSmall, match=r"memory=2 ?MiB is too small: .* it needs memory=\d+MiB or more"
+    ) as caught:
+        await FunctionRunner("calls:echo", memory="2MiB").start()
+    needed = caught.value.needed
+    assert needed > 2 * MIB
+    assert f"memory={needed // MIB}MiB" in str(caught.value)
+    for _ in range(3):
+        async with FunctionRunner("calls:echo", memory=needed) as echo:
+            assert await echo(1) == 1
+            assert echo.stats().workers[0].baseline * 1.25 <= needed
+
+
+async def test_the_leak_on_purpose_leaks(until):
+    with capture_events() as seen:
+        async with FunctionRunner(
+            "calls:echo", memory="40MiB", memory_hard="1GiB", faults=Faults(leak=4 * MIB)
+        ) as echo:
+            before = echo.stats().workers[0].pid
+            for number in range(12):
+                assert await echo(number) == number
+            await until(lambda: any(isinstance(event, WorkerReplaced) for event in seen))
+            assert echo.stats().workers[0].pid != before
