@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from guardrails.core.outcome import Outcome
@@ -119,13 +119,62 @@ class Gate(Guard):
         raise NotImplementedError
 
 
+class DrivenCall(Call):
+    """A call as a strategy sees it, with the judgement of the pipeline, so that all guards agree on what a failure is."""
+
+    __slots__ = ("judge", "judge_result")
+
+    def __init__(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        judge: Callable[[BaseException], Outcome],
+        judge_result: Callable[[Any], Outcome],
+    ) -> None:
+        super().__init__(args, kwargs)
+        self.judge = judge
+        self.judge_result = judge_result
+
+
 class Strategy(Guard):
-    """Drives the call. `proceed()` runs everything further in, once a call of it."""
+    """Drives the call. `proceed()` runs everything further in, once a call of it.
 
-    @abc.abstractmethod
-    async def run(self, call: Call, proceed: Callable[[], Awaitable[T]]) -> T:
+    A strategy that has nothing to do until the first attempt has failed (retry, fallback) says so with `recovers`: the
+    pipeline then makes the first attempt itself and calls `recover` only if that was no success, so that a call that
+    succeeds costs next to nothing more. Any other strategy is asked by `run`.
+    """
+
+    #: Whether the strategy acts only after a first attempt that was no success.
+    recovers = False
+    #: Whether it can drive an async generator, by `run_stream`.
+    streams = False
+
+    async def run(self, call: DrivenCall, proceed: Callable[[], Awaitable[T]]) -> T:
         """Run an async call: zero times, once, or more often."""
+        raise NotImplementedError
 
-    def run_blocking(self, call: Call, proceed: Callable[[], T]) -> T:
+    def run_blocking(self, call: DrivenCall, proceed: Callable[[], T]) -> T:
         """Run a sync call."""
+        raise NotImplementedError
+
+    def run_stream(self, call: DrivenCall, proceed: Callable[[], AsyncGenerator[T, Any]]) -> AsyncGenerator[T, Any]:
+        """Run a stream: an async generator over the items. Items that were delivered are never delivered again."""
+        raise NotImplementedError
+
+    async def recover(self, call: DrivenCall, outcome: Outcome, result: Any, proceed: Callable[[], Awaitable[T]]) -> T:
+        """Go on after a first attempt that was no success (`recovers` only).
+
+        Args:
+            call: the call.
+            outcome: of the first attempt; its `exception` is None when the attempt returned something that is a
+                failure.
+            result: what it returned then, else None.
+            proceed: makes a further attempt.
+
+        Returns or raises what the caller shall get.
+        """
+        raise NotImplementedError
+
+    def recover_blocking(self, call: DrivenCall, outcome: Outcome, result: Any, proceed: Callable[[], T]) -> T:
+        """`recover` for sync calls."""
         raise NotImplementedError

@@ -14,7 +14,6 @@ guards cost one coroutine and not five. Strategies split the pipeline in segment
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import functools
 import inspect
@@ -22,9 +21,10 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
-from guardrails.core import drive, outcome
+from guardrails.core import drive, driven, outcome
 from guardrails.core.drive import Held
 from guardrails.core.guard import Call, Gate, Guard, Strategy
+from guardrails.core.kinds import checked, is_async, kind_of, name_of
 from guardrails.core.order import check_order
 from guardrails.core.outcome import SUCCESS, Outcome
 
@@ -140,30 +140,24 @@ class Pipeline(Layer):
         )
 
     def _compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        kind = _kind_of(fn)
+        kind = kind_of(fn)
         sync = kind in ("function", "generator")
         for layer in self.layers:
             if sync and isinstance(layer, Gate) and layer.interrupts:
-                msg = (
-                    f"{layer.name} cannot guard {_name_of(fn)}, a sync {kind}: nothing can interrupt it. Make it async"
-                )
+                msg = f"{layer.name} cannot guard {name_of(fn)}, a sync {kind}: nothing can interrupt it. Make it async"
                 raise TypeError(msg)
-            if isinstance(layer, Strategy) and kind in ("generator", "stream"):
-                msg = f"{layer.name} cannot drive {_name_of(fn)}, a {kind}"
-                raise TypeError(msg)
-            if sync and isinstance(layer, Strategy) and type(layer).run_blocking is Strategy.run_blocking:
-                msg = f"{layer.name} cannot drive {_name_of(fn)}, a sync function: it drives async ones only"
-                raise TypeError(msg)
+            if isinstance(layer, Strategy):
+                driven.check(layer, kind, name_of(fn))
         if not self.layers:
             return fn
-        compiled = _checked(fn) if kind == "coroutine" and not _is_async(fn) else fn
+        compiled = checked(fn) if kind == "coroutine" and not is_async(fn) else fn
         for segment in reversed(_segments(self.layers)):
             compiled = self._segment(compiled, segment, kind)
         return compiled
 
     def _segment(self, fn: Callable[..., Any], segment: Strategy | list[Gate], kind: str) -> Callable[..., Any]:
         if isinstance(segment, Strategy):
-            return _driven(fn, segment, kind)
+            return driven.driven(fn, segment, kind, self._classify, self._classify_result)
         if kind == "coroutine":
             return drive.gated_async(fn, segment, self._classify, self._classify_result)
         if kind == "stream":
@@ -303,69 +297,3 @@ def _segments(layers: Sequence[Guard]) -> list[Strategy | list[Gate]]:
             msg = f"{layer.name} is neither a Gate nor a Strategy"
             raise TypeError(msg)
     return segments
-
-
-def _driven(fn: Callable[..., Any], strategy: Strategy, kind: str) -> Callable[..., Any]:
-    if kind == "coroutine":
-
-        async def driven(*args: Any, **kwargs: Any) -> Any:
-            return await strategy.run(Call(args, kwargs), lambda: fn(*args, **kwargs))
-
-        return driven
-
-    def driven_sync(*args: Any, **kwargs: Any) -> Any:
-        return strategy.run_blocking(Call(args, kwargs), lambda: fn(*args, **kwargs))
-
-    return driven_sync
-
-
-def _kind_of(fn: Any) -> str:
-    """``coroutine``, ``stream`` (async generator), ``generator`` or ``function``; else a TypeError."""
-    if isinstance(fn, staticmethod | classmethod | property):
-        msg = f"a guard stands under @{type(fn).__name__}, next to the function: swap the two decorators"
-        raise TypeError(msg)
-    if isinstance(fn, type) or not callable(fn):
-        what = f"the class {fn.__name__}" if isinstance(fn, type) else f"a {type(fn).__name__}"
-        msg = f"a guard decorates a function, not {what}: decorate the method that makes the call"
-        raise TypeError(msg)
-    bare = _called(fn)
-    if getattr(bare, "__globals__", None) is vars(contextlib):
-        msg = f"{_name_of(fn)} makes a context manager, which does its work later: guard the block, 'with layer:'"
-        raise TypeError(msg)
-    # A plain wrapper around an async function (the openai client has them) hands its coroutine through: look behind it.
-    bare = inspect.unwrap(bare)
-    if inspect.iscoroutinefunction(bare) or inspect.iscoroutinefunction(fn):  # AsyncMock says so itself
-        return "coroutine"
-    if inspect.isasyncgenfunction(bare):
-        return "stream"
-    return "generator" if inspect.isgeneratorfunction(bare) else "function"
-
-
-def _called(fn: Any) -> Any:
-    # What a call of it runs: the function in a partial; for an object, its class's __call__.
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    return fn if inspect.isroutine(fn) else type(fn).__call__
-
-
-def _is_async(fn: Any) -> bool:
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(_called(fn))
-
-
-def _checked(fn: Callable[..., Any]) -> Callable[..., Any]:
-    # It only looks async, from behind a wrapper that may as well run the coroutine itself (with asyncio.run, say).
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        result = fn(*args, **kwargs)
-        if not inspect.isawaitable(result):
-            msg = (
-                f"{_name_of(fn)} wraps an async function but returned a {type(result).__name__}, nothing to await: "
-                "guard the async function itself, inside the wrapper"
-            )
-            raise TypeError(msg)
-        return result
-
-    return checked
-
-
-def _name_of(fn: Any) -> str:
-    return getattr(fn, "__qualname__", None) or repr(fn)

@@ -33,10 +33,13 @@ if TYPE_CHECKING:
 
 BUDGET = "400MiB"
 _BUDGET_BYTES = 400 * 1024 * 1024
-#: Bytes that the worker leaks with each request: past the budget two to four times in 2,000 requests.
-_LEAK = 256 * 1024
+#: What the worker leaks over the whole demo, spread over its requests: past the budget several times. Not more with
+#: each than lets a new worker load before the leaking one reaches its hard budget.
+_LEAK = 1000 * 1024 * 1024
+_MAX_LEAK = 3 * 1024 * 1024 // 2
 _COSINE = 0.9999
 _SAMPLE_EVERY = 0.1
+_LONG = 1000
 
 _CORPUS = (
     "agua casa sol rain river market garden engine letter window mountain violin harbour winter copper lantern forest "
@@ -92,7 +95,11 @@ async def _first_act(models: MiniLM, corpus: list[str], callers: int, kills: int
     act = _Act()
     progress = Progress("loading all-MiniLM-L6-v2 in a worker", total=len(corpus))
     runner = EmbeddingRunner(
-        models.model, tokenizer=models.tokenizer, name="minilm", memory=BUDGET, faults=Faults(leak=_LEAK)
+        models.model,
+        tokenizer=models.tokenizer,
+        name="minilm",
+        memory=BUDGET,
+        faults=Faults(leak=min(_MAX_LEAK, _LEAK // len(corpus))),
     )
     pipeline = guard(
         breaker(name="minilm", failure_rate=0.5, min_calls=20, open_for=1),
@@ -188,8 +195,11 @@ def _second_act(models: MiniLM, corpus: list[str], act: _Act) -> float:
 
 
 def _passed(act: _Act, total: int, worst: float, kills: int) -> bool:
+    assert act.stats is not None  # noqa: S101 - the first act sets it
     once = len(act.answers) == total == len(set(act.answers))
-    return once and not act.errors and worst >= _COSINE and act.kills == kills
+    # A short demo leaks too little to reach the budget between two kills.
+    replaced = act.stats.restarts.get("soft_budget", 0) > 0 or total < _LONG
+    return once and not act.errors and worst >= _COSINE and act.kills == kills and replaced
 
 
 def _report(act: _Act, total: int, worst: float, began: float) -> list[str]:
