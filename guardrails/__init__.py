@@ -1,23 +1,59 @@
 """Composable async guards around any call: an external AI API, a local function, a model.
 
-from guardrails import admit, breaker, guard, timeout
+    from guardrails import admit, breaker, guard, timeout
 
-@breaker                     # stops calling what fails
-@admit(memory="300MiB")      # waits for, or is refused, 300 MiB of headroom
-@timeout(30)                 # and cuts off what hangs
-async def caption(image: bytes) -> str: ...
+    @breaker                     # stops calling what fails
+    @admit(memory="300MiB")      # waits for, or is refused, 300 MiB of headroom
+    @timeout(30)                 # and cuts off what hangs
+    async def caption(image: bytes) -> str: ...
+
+Names are loaded when first used, so that importing the package costs next to nothing.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from guardrails._collision import refuse_foreign_package
+
+if TYPE_CHECKING:
+    from guardrails.core.events import subscribe as subscribe
+    from guardrails.core.pipeline import guard as guard
+    from guardrails.gates.admit import admit as admit
+    from guardrails.gates.breaker import breaker as breaker
+    from guardrails.gates.timeout import timeout as timeout
 
 refuse_foreign_package()
 
-from guardrails.core.events import subscribe as subscribe  # noqa: E402 - nothing of ours may load before the check
-from guardrails.core.pipeline import guard as guard  # noqa: E402
-from guardrails.gates.admit import admit as admit  # noqa: E402
-from guardrails.gates.breaker import breaker as breaker  # noqa: E402
-from guardrails.gates.timeout import timeout as timeout  # noqa: E402
-
 __all__ = ["admit", "breaker", "guard", "subscribe", "timeout"]
+
+_HOMES = {
+    "admit": "gates.admit",
+    "breaker": "gates.breaker",
+    "bulkhead": "gates.bulkhead",
+    "cache": "strategies.cache",
+    "connections": "gates.connections",
+    "fallback": "strategies.fallback",
+    "guard": "core.pipeline",
+    "hedge": "strategies.hedge",
+    "inject": "gates.chaos",
+    "keyed": "gates.keyed",
+    "limiter": "gates.limiter",
+    "retry": "strategies.retry",
+    "subscribe": "core.events",
+    "timeout": "gates.timeout",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    found = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -203,8 +203,8 @@ class EmbeddingRunner(Runner):
         pooling: ``"mean"``, ``"cls"`` or ``"max"``; by default what the folder says, else mean.
         normalize: whether vectors have length 1; by default what the folder says, else True.
         threads: of one worker; by default all cores.
-        lanes: passes that run side by side; by default two on a CPU of several cores, which does the most work. 1 answers
-            a lone caller sooner.
+        lanes: passes that run side by side; by default two on a CPU of several cores, which does the most work. 1
+            answers a lone caller sooner.
         token_budget: the most padded tokens of one pass, which bounds the memory of one.
         providers: ONNX Runtime's execution providers, for a GPU.
 

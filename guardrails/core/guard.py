@@ -120,7 +120,7 @@ class Gate(Guard):
 
 
 class DrivenCall(Call):
-    """A call as a strategy sees it, with the judgement of the pipeline, so that all guards agree on what a failure is."""
+    """A call as a strategy sees it, with the pipeline's judgement, so that all guards agree on what a failure is."""
 
     __slots__ = ("judge", "judge_result")
 
