@@ -22,25 +22,20 @@ if TYPE_CHECKING:
     from guardrails.core.pipeline import guard as guard
     from guardrails.gates.admit import admit as admit
     from guardrails.gates.breaker import breaker as breaker
+    from guardrails.gates.keyed import keyed as keyed
     from guardrails.gates.timeout import timeout as timeout
+    from guardrails.strategies.fallback import fallback as fallback
 
 refuse_foreign_package()
 
-__all__ = ["admit", "breaker", "guard", "subscribe", "timeout"]
+__all__ = ["admit", "breaker", "fallback", "guard", "keyed", "subscribe", "timeout"]
 
 _HOMES = {
     "admit": "gates.admit",
     "breaker": "gates.breaker",
-    "bulkhead": "gates.bulkhead",
-    "cache": "strategies.cache",
-    "connections": "gates.connections",
     "fallback": "strategies.fallback",
     "guard": "core.pipeline",
-    "hedge": "strategies.hedge",
-    "inject": "gates.chaos",
     "keyed": "gates.keyed",
-    "limiter": "gates.limiter",
-    "retry": "strategies.retry",
     "subscribe": "core.events",
     "timeout": "gates.timeout",
 }

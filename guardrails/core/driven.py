@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from guardrails.core.drive import ResultVerdict, Verdict, judge, judge_result
 from guardrails.core.guard import DrivenCall, Strategy
+from guardrails.core.outcome import Outcome
 
 
 def check(strategy: Strategy, kind: str, name: str) -> None:
@@ -72,7 +74,7 @@ def _recovered(fn: Callable[..., Awaitable[Any]], strategy: Strategy, call_of: C
         try:
             result = await fn(*args, **kwargs)
         except Exception as exc:
-            outcome = judged(exc)
+            outcome = _with(judged(exc), exc)
         else:
             outcome = judged_result(result)
             if outcome.kind == "success":
@@ -90,7 +92,7 @@ def _recovered_blocking(fn: Callable[..., Any], strategy: Strategy, call_of: Cal
         try:
             result = fn(*args, **kwargs)
         except Exception as exc:
-            outcome = judged(exc)
+            outcome = _with(judged(exc), exc)
         else:
             outcome = judged_result(result)
             if outcome.kind == "success":
@@ -98,6 +100,11 @@ def _recovered_blocking(fn: Callable[..., Any], strategy: Strategy, call_of: Cal
         return strategy.recover_blocking(call_of(args, kwargs), outcome, result, lambda: fn(*args, **kwargs))
 
     return recovered
+
+
+def _with(outcome: Outcome, exc: BaseException) -> Outcome:
+    # A classify of the user's may leave the exception out; without it the call would seem to have returned.
+    return outcome if outcome.exception is not None else replace(outcome, exception=exc)
 
 
 def _judges(call_of: CallOf) -> tuple[Callable[[BaseException], Any], Callable[[Any], Any]]:

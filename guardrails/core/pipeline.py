@@ -273,6 +273,8 @@ def guard(
             check_order = check_order and layer._check_order  # noqa: SLF001
         elif isinstance(layer, Guard):
             flat.append(layer)
+            if classify_result is outcome.classify_result and isinstance(layer, Layer):
+                classify_result = layer.pipeline._classify_result  # noqa: SLF001 - breaker(failure_if=...) brings its own
         else:
             hint = f"; call it first: {layer.__name__}(...)" if inspect.isfunction(layer) else ""
             msg = f"layer {number + 1} of guard(...) is not a guard but {type(layer).__name__}{hint}"

@@ -14,8 +14,13 @@
 * Half-open lets exactly `probes` calls through and refuses the others at once. A probe's place is a lease: one that
   hangs longer than `probe_lease` gives it back. A cancelled probe gives it back immediately.
 * Every change of state starts a new generation. A call that ends in a later one than it was let in changes nothing.
+* Half-open ends after `half_open_max` seconds, if that is given: the circuit is open again.
 * `throttled` (429) counts as a failure: a provider that refuses everything is as good as down. `ignored` counts as
   nothing.
+
+By hand: `force_open`, `disable`, `metrics_only`, then `enable`; `reset`, `snapshot`. The circuit is in
+`guardrails.gates.circuit`, when to trip in `windows`, for how long in `break_duration`, pybreaker's methods in
+`pybreaker_face`.
 
 Threads: the lock guards a change of state or a count, never a call, a listener or a sink. In the closed state, entering
 takes no lock and makes no system call.
@@ -23,267 +28,22 @@ takes no lock and makes no system call.
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from guardrails.core import events
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
-from guardrails.core.guard import Call, Gate, Position
 from guardrails.core.outcome import Outcome
-from guardrails.core.pipeline import Layer
-from guardrails.gates.windows import ConsecutiveFailures, FailureRate, Window
+from guardrails.gates.break_duration import BreakDuration, FromRetryAfter, Growing, break_duration
+from guardrails.gates.circuit import Breaker
+from guardrails.gates.circuit_face import BreakerSnapshot, State, whole
+from guardrails.gates.pybreaker_face import Exclusion, SharedFailures, SharedState
+from guardrails.gates.windows import ConsecutiveFailures, CountWindow, FailureCount, Rates, Rule, TimeWindow
 
 if TYPE_CHECKING:
     import pybreaker
 
 P = ParamSpec("P")
 R = TypeVar("R")
-State = Literal["closed", "open", "half-open"]
-Exclusion = type[BaseException] | Callable[[BaseException], bool]
-
-_log = logging.getLogger("guardrails.breaker")
-
-
-class _Ticket:
-    """A call that was let in: in which generation, and as a probe until when."""
-
-    __slots__ = ("generation", "lease_ends")
-
-    def __init__(self, generation: int, lease_ends: float) -> None:
-        self.generation = generation
-        self.lease_ends = lease_ends
-
-
-class Breaker(Layer, Gate):
-    """One dependency's circuit. Build it with `breaker(...)`, which documents the arguments."""
-
-    positions = (Position.BREAKER,)
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        window: Window,
-        open_for: float,
-        success_threshold: int,
-        probes: int,
-        probe_lease: float,
-        exclude: Iterable[Exclusion],
-        listeners: Sequence[pybreaker.CircuitBreakerListener],
-        clock: Clock,
-    ) -> None:
-        from guardrails.gates.circuit_open import CircuitOpen  # noqa: PLC0415 - see that module
-
-        self.name = name
-        self.open_for = open_for
-        self.success_threshold = success_threshold
-        self.probes = probes
-        self.probe_lease = probe_lease
-        self._exclude = tuple(exclude)
-        self._listeners = tuple(listeners)
-        self._clock = clock
-        self._window = window
-        self._refusal = CircuitOpen
-        # Re-entrant: the garbage collector may finalise a guarded generator, and so settle a call, in the middle of our
-        # own code.
-        self._lock = threading.RLock()
-        self._state: State = "closed"
-        self._generation = 0
-        self._ticket = _Ticket(0, 0.0)  # in the closed state all calls share one
-        self._opened_at = 0.0
-        self._probing: set[_Ticket] = set()
-        self._probe_successes = 0
-
-    # What it is now
-
-    @property
-    def state(self) -> State:
-        """``closed``, ``open`` or ``half-open``. An open circuit becomes half-open with the first call after its
-        time.
-        """
-        return self._state
-
-    @property
-    def current_state(self) -> str:
-        """`state`, under pybreaker's name."""
-        return self._state
-
-    @property
-    def fail_counter(self) -> int:
-        """Failures that the window holds at present."""
-        return self._window.failures
-
-    @property
-    def probes_in_flight(self) -> int:
-        """Probes that are running."""
-        return len(self._probing)
-
-    def describe(self) -> str:
-        """One line for `Pipeline.describe`."""
-        return f"breaker {self.name!r}: {self._window.describe()}, for {self.open_for:g} s, then {self.probes} probe(s)"
-
-    def __repr__(self) -> str:
-        return f"<breaker {self.name!r} {self._state}>"
-
-    # The contract
-
-    def try_enter(self, call: Call) -> _Ticket:  # noqa: ARG002 - the contract
-        """Let the call in, or raise `CircuitOpen`. Never waits."""
-        ticket = self._ticket if self._state == "closed" else self._enter_slow()
-        if self._listeners:
-            self._tell("before_call", None)
-        if events.sinks:
-            events.emit(events.CallAdmitted(self.name, 0.0))
-        return ticket
-
-    def settle(self, ticket: _Ticket, outcome: Outcome) -> None:
-        """Count the outcome, unless the circuit has moved on since the call was let in."""
-        kind = outcome.kind
-        if self._exclude and kind in ("failure", "throttled") and self._excluded(outcome.exception):
-            kind = "success"  # pybreaker's meaning: a business error shows that the dependency works
-        if self._listeners and kind in ("failure", "throttled"):
-            self._tell("failure", outcome.exception)  # before the change of state that it may cause, as pybreaker does
-        if self._state == "closed" and ticket.generation == self._generation:
-            if kind == "success":
-                if self._window.failures or type(self._window) is not ConsecutiveFailures:
-                    with self._lock:
-                        self._window.success()
-            elif kind != "ignored":
-                self._failed(ticket)
-        elif kind == "ignored":
-            with self._lock:
-                self._probing.discard(ticket)
-        else:
-            self._settle_probe(ticket, failed=kind != "success")
-        if self._listeners and kind == "success":
-            self._tell("success", None)
-        if events.sinks:
-            events.emit(events.CallSettled(self.name, outcome.kind))
-
-    # By hand
-
-    def reset(self) -> None:
-        """Close the circuit and forget all counts."""
-        with self._lock:
-            old = self._move("closed")
-        self._changed(old, "closed")
-
-    # Inside
-
-    def _enter_slow(self) -> _Ticket:
-        now = self._clock.now()
-        old: State | None = None
-        refused: tuple[str, float] | None = None
-        with self._lock:
-            if self._state == "open":
-                wait = self._opened_at + self.open_for - now
-                if wait > 0:
-                    refused = ("open", wait)
-                else:
-                    old = self._move("half-open")
-            ticket = self._ticket
-            if self._state == "half-open":
-                for probe in tuple(self._probing):
-                    if probe.lease_ends <= now:
-                        self._probing.discard(probe)
-                if len(self._probing) + self._probe_successes >= self.probes:
-                    wait = min((probe.lease_ends for probe in self._probing), default=now) - now
-                    refused = ("half_open", wait)
-                else:
-                    ticket = _Ticket(self._generation, now + self.probe_lease)
-                    self._probing.add(ticket)
-        if old is not None:
-            self._changed(old, "half-open")
-        if refused is not None:
-            reason, wait = refused
-            if events.sinks:
-                events.emit(events.CallRejected(self.name, reason, wait))
-            raise self._refusal(self.name, reason=reason, retry_after=wait, detail=_DETAIL[reason])
-        return ticket
-
-    def _failed(self, ticket: _Ticket) -> None:
-        with self._lock:
-            if self._state != "closed" or ticket.generation != self._generation or not self._window.failure():
-                return
-            old = self._move("open")
-        self._changed(old, "open")
-
-    def _settle_probe(self, ticket: _Ticket, *, failed: bool) -> None:
-        with self._lock:
-            if ticket not in self._probing:
-                return  # of an earlier generation, or its lease ran out: somebody else has its place
-            self._probing.discard(ticket)
-            self._probe_successes += not failed
-            if not failed and self._probe_successes < self.success_threshold:
-                return
-            new: State = "open" if failed else "closed"
-            old = self._move(new)
-        self._changed(old, new)
-
-    def _move(self, new: State) -> State:
-        # Under the lock.
-        old, self._state = self._state, new
-        self._generation += 1
-        self._ticket = _Ticket(self._generation, 0.0)
-        self._probing = set()
-        self._probe_successes = 0
-        self._window.clear()
-        if new == "open":
-            self._opened_at = self._clock.now()
-        return old
-
-    def _changed(self, old: State, new: State) -> None:
-        if old == new:
-            return
-        if events.sinks:
-            events.emit(events.BreakerChanged(self.name, old, new, self.open_for if new == "open" else None))
-        for listener in self._listeners:
-            _guarded_listener(listener.state_change, self, _NamedState(old), _NamedState(new))
-
-    def _tell(self, what: str, exc: BaseException | None) -> None:
-        for listener in self._listeners:
-            if what == "before_call":
-                _guarded_listener(listener.before_call, self, None)
-            elif what == "failure":
-                _guarded_listener(listener.failure, self, exc)
-            else:
-                _guarded_listener(listener.success, self)
-
-    def _excluded(self, exc: BaseException | None) -> bool:
-        if exc is None:
-            return False
-        try:
-            return any(
-                isinstance(exc, exclusion) if isinstance(exclusion, type) else exclusion(exc)
-                for exclusion in self._exclude
-            )
-        except Exception:  # a broken exclusion must not cost the count, or a probe its place: it is logged
-            _log.exception("a function in exclude of %s failed; the error counts as a failure", self.name)
-            return False
-
-
-_DETAIL = {
-    "open": "the circuit is open after too many failures",
-    "half_open": "the circuit is half-open and all its probes are taken",
-}
-
-
-class _NamedState:
-    """What a pybreaker listener reads of a state: its name."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-def _guarded_listener(listener: Callable[..., object], *args: Any) -> None:
-    try:
-        listener(*args)
-    except Exception:  # a broken listener must not become a broken call: it is logged, with its traceback
-        _log.exception("a breaker's listener failed")
 
 
 @overload
@@ -297,12 +57,21 @@ def breaker(
     success_threshold: int = 1,
     exclude: Iterable[Exclusion] = (),
     listeners: Sequence[pybreaker.CircuitBreakerListener] = (),
+    state_storage: pybreaker.CircuitBreakerStorage | None = None,
+    storage_refresh: float = 1,
+    throw_new_error_on_trip: bool | None = None,
     failure_rate: float | None = None,
+    slow_after: float | None = None,
+    slow_rate: float | None = None,
     min_calls: int = 10,
-    window: int = 100,
-    open_for: float | None = None,
+    window: int | None = None,
+    window_seconds: float | None = None,
+    failure_if: Callable[[Any], bool] | None = None,
+    failure_on: Iterable[Exclusion] | None = None,
+    open_for: float | BreakDuration | Callable[[Outcome], float] | None = None,
     probes: int | None = None,
     probe_lease: float = 30,
+    half_open_max: float | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Breaker: ...
 def breaker(
@@ -315,79 +84,153 @@ def breaker(
     success_threshold: int = 1,
     exclude: Iterable[Exclusion] = (),
     listeners: Sequence[pybreaker.CircuitBreakerListener] = (),
+    state_storage: pybreaker.CircuitBreakerStorage | None = None,
+    storage_refresh: float = 1,
+    throw_new_error_on_trip: bool | None = None,
     failure_rate: float | None = None,
+    slow_after: float | None = None,
+    slow_rate: float | None = None,
     min_calls: int = 10,
-    window: int = 100,
-    open_for: float | None = None,
+    window: int | None = None,
+    window_seconds: float | None = None,
+    failure_if: Callable[[Any], bool] | None = None,
+    failure_on: Iterable[Exclusion] | None = None,
+    open_for: float | BreakDuration | Callable[[Outcome], float] | None = None,
     probes: int | None = None,
     probe_lease: float = 30,
+    half_open_max: float | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Breaker | Callable[P, R]:
     """A circuit breaker for one dependency: `@breaker` bare, or `breaker(name="openai", ...)`.
 
     Args:
         name: how it calls itself in errors and events; bare, the function's name.
-        fail_max: failures in a row that open the circuit. Not used when `failure_rate` is given.
+        fail_max: failures that open the circuit: in a row; or, if `window` or `window_seconds` is given, among those
+            calls. Not used when a rate is given.
         reset_timeout: seconds that the circuit stays open. `open_for` is another name for it and wins.
         success_threshold: probes that must succeed before the circuit closes.
         exclude: exception types, or functions of an exception, that count as success (business errors).
-        listeners: pybreaker's `CircuitBreakerListener` objects. `before_call` gets None for the function.
-        failure_rate: share of failures, above 0 and at most 1, of the last `window` calls that opens the circuit.
-        min_calls: calls that must be known before `failure_rate` decides.
-        window: how many calls `failure_rate` looks back on.
-        open_for: see `reset_timeout`.
+        listeners: pybreaker's `CircuitBreakerListener` objects. `before_call` gets the function from `call` only; in a
+            pipeline it gets None, and the arguments.
+        state_storage: a pybreaker storage that several breakers share: state, and the failures in a row. Only
+            `CircuitMemoryStorage` is used at once; any other is read and written by a thread beside the calls, and what
+            other processes did is seen up to `storage_refresh` seconds late. Half-open lets `probes` calls of *each*
+            process through.
+        storage_refresh: see there; seconds.
+        throw_new_error_on_trip: whether the call whose failure opens the circuit raises `CircuitOpen`
+            (``reason="tripped"``, the call's error as its `__cause__`) and not the call's own error. pybreaker's
+            default is True; here it is None: True for pybreaker's own methods, `call` and `calling`, and False for
+            decorators,
+            blocks and pipelines, since the call's own error says more, and a retry further out has to see it. True
+            makes a decorated function do so too, but it then no longer fuses with other guards into one frame, and in
+            `guard(...)` it changes nothing.
+        failure_rate: share of failures, above 0 and at most 1, that opens the circuit.
+        slow_after: seconds from which on a call is slow. A stream is never slow.
+        slow_rate: share of slow calls that opens the circuit; needs `slow_after`. A slow probe opens it again.
+        min_calls: calls that must be known before a rate decides.
+        window: how many calls it looks back on; with a rate, 100.
+        window_seconds: look back on a time and not on a number of calls. It is forgotten in tenths.
+        failure_if: a function of what a call returned: true counts as a failure. It holds for every
+            guard of the pipeline that the breaker is in, unless that has a `classify_result` of its own.
+        failure_on: exception types, or functions of an exception; given, every other exception counts as success.
+        open_for: seconds; or `Growing(...)`, `FromRetryAfter(...)` (in `guardrails.gates.breaker`); or a function of
+            the `Outcome` that opened it (`ignored` when it was opened by hand) that returns seconds. One that fails is
+            logged, and the last opening's time, at first 60 s, holds.
         probes: calls let through while half-open; by default `success_threshold`.
         probe_lease: seconds after which a probe that has not ended gives its place back.
+        half_open_max: seconds after which a half-open circuit is open again; by default it waits for ever.
         clock: for tests.
 
     Raises:
-        ValueError: an argument is out of range. TypeError: it has the wrong type.
+        ValueError: an argument is out of range, or needs another. TypeError: it has the wrong type.
     """
     if fn is not None:
         if not callable(fn):
             msg = f"breaker takes keywords only, or decorates a function; got {type(fn).__name__}"
             raise TypeError(msg)
         return breaker(name=getattr(fn, "__qualname__", "breaker"))(fn)
-    for argument, value in (
-        ("fail_max", fail_max), ("success_threshold", success_threshold), ("min_calls", min_calls), ("window", window),
-        ("probes", success_threshold if probes is None else probes),
+    probes = success_threshold if probes is None else probes
+    for argument, number in (
+        ("fail_max", fail_max), ("success_threshold", success_threshold), ("min_calls", min_calls),
+        ("window", 1 if window is None else window), ("probes", probes),
     ):  # fmt: skip
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            msg = f"{argument} takes a whole number of at least 1, not {value!r}"
+        whole(argument, number)
+    for argument, seconds in (
+        ("probe_lease", probe_lease), ("storage_refresh", storage_refresh),
+        ("half_open_max", 1 if half_open_max is None else half_open_max),
+        ("slow_after", 1 if slow_after is None else slow_after),
+        ("window_seconds", 1 if window_seconds is None else window_seconds),
+    ):  # fmt: skip
+        _check_seconds(argument, seconds)
+    for argument, rate in (("failure_rate", failure_rate), ("slow_rate", slow_rate)):
+        if rate is not None and (isinstance(rate, str | bool) or not 0 < rate <= 1):
+            msg = f"{argument} takes a share above 0 and at most 1 (0.5 is half of the calls), not {rate!r}"
             raise ValueError(msg)
-    seconds = reset_timeout if open_for is None else open_for
-    for argument, duration in (("open_for", seconds), ("probe_lease", probe_lease)):
-        if isinstance(duration, bool) or not isinstance(duration, int | float):
-            msg = f"{argument} takes a number of seconds, not {type(duration).__name__}"
-            raise TypeError(msg)
-        if not duration > 0:
-            msg = f"{argument} takes a number of seconds above 0, not {duration!r}"
-            raise ValueError(msg)
-    if failure_rate is not None and (isinstance(failure_rate, str) or not 0 < failure_rate <= 1):
-        msg = f"failure_rate takes a share above 0 and at most 1 (0.5 is half of the calls), not {failure_rate!r}"
+    if failure_if is not None and not callable(failure_if):
+        msg = f"failure_if takes a function of the call's result, not {type(failure_if).__name__}"
+        raise TypeError(msg)
+    if (slow_after is None) != (slow_rate is None):
+        msg = "slow_after and slow_rate need each other: the seconds that are slow, the share that opens the circuit"
         raise ValueError(msg)
-    if failure_rate is not None and min_calls > window:
-        msg = f"min_calls={min_calls} can never be reached: window holds only {window} calls"
-        raise ValueError(msg)
-    if probes is not None and probes < success_threshold:
+    if probes < success_threshold:
         msg = f"probes={probes} could never close the circuit: success_threshold asks for {success_threshold} successes"
         raise ValueError(msg)
-    rule: Window = (
-        ConsecutiveFailures(fail_max)
-        if failure_rate is None
-        else FailureRate(failure_rate, size=window, min_calls=min_calls)
-    )
+    shared = None if state_storage is None else SharedState(state_storage, storage_refresh)
     return Breaker(
         name=name or "breaker",
-        window=rule,
-        open_for=seconds,
+        rule=_rule(fail_max, failure_rate, slow_rate, min_calls, window, window_seconds, shared),
+        open_for=break_duration(reset_timeout if open_for is None else open_for, "open_for"),
         success_threshold=success_threshold,
-        probes=success_threshold if probes is None else probes,
+        probes=probes,
         probe_lease=probe_lease,
+        half_open_max=half_open_max,
+        slow_after=slow_after,
+        failure_if=failure_if,
+        failure_on=failure_on,
         exclude=exclude,
         listeners=listeners,
+        shared=shared,
+        throw_new_error_on_trip=throw_new_error_on_trip,
         clock=clock,
     )
 
 
-__all__ = ["Breaker", "breaker"]
+def _rule(  # noqa: PLR0917
+    fail_max: int,
+    failure_rate: float | None,
+    slow_rate: float | None,
+    min_calls: int,
+    size: int | None,
+    seconds: float | None,
+    shared: SharedState | None,
+) -> Rule:
+    if size is not None and seconds is not None:
+        msg = "window and window_seconds exclude each other: a number of calls, or a time"
+        raise ValueError(msg)
+    rated = failure_rate is not None or slow_rate is not None
+    if not rated and size is None and seconds is None:
+        return ConsecutiveFailures(fail_max) if shared is None else SharedFailures(fail_max, shared)
+    if size is None:
+        size = 100
+    window = CountWindow(size) if seconds is None else TimeWindow(seconds)
+    if rated:
+        if seconds is None and min_calls > size:
+            msg = f"min_calls={min_calls} can never be reached: window holds only {size} calls"
+            raise ValueError(msg)
+        return Rates(window, min_calls=min_calls, failure_rate=failure_rate, slow_rate=slow_rate)
+    if seconds is None and fail_max > size:
+        msg = f"fail_max={fail_max} can never be reached: window holds only {size} calls"
+        raise ValueError(msg)
+    return FailureCount(fail_max, window)
+
+
+def _check_seconds(argument: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{argument} takes a number of seconds, not {type(value).__name__}"
+        raise TypeError(msg)
+    if not value > 0:
+        msg = f"{argument} takes a number of seconds above 0, not {value!r}"
+        raise ValueError(msg)
+
+
+__all__ = ["Breaker", "BreakerSnapshot", "FromRetryAfter", "Growing", "State", "breaker"]

@@ -1,0 +1,1 @@
+"""Guards that drive the call: they may run it more than once, or not at all."""
