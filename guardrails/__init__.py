@@ -18,24 +18,50 @@ from typing import TYPE_CHECKING
 from guardrails._collision import refuse_foreign_package
 
 if TYPE_CHECKING:
+    from guardrails.core.deadline import deadline_in as deadline_in
+    from guardrails.core.deadline import remaining as remaining
     from guardrails.core.events import subscribe as subscribe
     from guardrails.core.pipeline import guard as guard
     from guardrails.gates.admit import admit as admit
     from guardrails.gates.breaker import breaker as breaker
+    from guardrails.gates.bulkhead import bulkhead as bulkhead
+    from guardrails.gates.connections import connections as connections
     from guardrails.gates.keyed import keyed as keyed
     from guardrails.gates.timeout import timeout as timeout
     from guardrails.strategies.fallback import fallback as fallback
+    from guardrails.strategies.hedge import hedge as hedge
+    from guardrails.strategies.retry import retry as retry
 
 refuse_foreign_package()
 
-__all__ = ["admit", "breaker", "fallback", "guard", "keyed", "subscribe", "timeout"]
+__all__ = [
+    "admit",
+    "breaker",
+    "bulkhead",
+    "connections",
+    "deadline_in",
+    "fallback",
+    "guard",
+    "hedge",
+    "keyed",
+    "remaining",
+    "retry",
+    "subscribe",
+    "timeout",
+]
 
 _HOMES = {
     "admit": "gates.admit",
     "breaker": "gates.breaker",
+    "bulkhead": "gates.bulkhead",
+    "connections": "gates.connections",
+    "deadline_in": "core.deadline",
     "fallback": "strategies.fallback",
     "guard": "core.pipeline",
+    "hedge": "strategies.hedge",
     "keyed": "gates.keyed",
+    "remaining": "core.deadline",
+    "retry": "strategies.retry",
     "subscribe": "core.events",
     "timeout": "gates.timeout",
 }

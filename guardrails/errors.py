@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from guardrails.core.errors import (
@@ -18,9 +19,12 @@ from guardrails.core.errors import (
 
 if TYPE_CHECKING:
     from guardrails.gates.circuit_open import CircuitOpen
+    from guardrails.gates.connection import ConnectionClosed, TooManyConnections
+    from guardrails.strategies.retrying import RetriesExhausted
 
 __all__ = [
     "CircuitOpen",
+    "ConnectionClosed",
     "Failed",
     "GuardrailError",
     "InternalError",
@@ -28,15 +32,24 @@ __all__ = [
     "MissingExtra",
     "QueueFull",
     "Rejected",
+    "RetriesExhausted",
     "TimedOut",
+    "TooManyConnections",
     "WaitTimeout",
 ]
 
+#: Errors that live beside their guard are loaded when asked for. `CircuitOpen` brings pybreaker, and with it redis.
+_HOMES = {
+    "CircuitOpen": "guardrails.gates.circuit_open",
+    "ConnectionClosed": "guardrails.gates.connection",
+    "RetriesExhausted": "guardrails.strategies.retrying",
+    "TooManyConnections": "guardrails.gates.connection",
+}
+
 
 def __getattr__(name: str) -> object:
-    if name == "CircuitOpen":  # loaded when asked for, since it imports pybreaker and with it, where installed, redis
-        from guardrails.gates.circuit_open import CircuitOpen  # noqa: PLC0415
-
-        return CircuitOpen
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    home = _HOMES.get(name)
+    if home is None:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(home), name)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from guardrails.core.deadline import wait_limit
 from guardrails.core.sizes import parse_size
 from runners.embedding_input import as_pieces
 from runners.errors import FunctionNotFound, MissingExtra, ModelNotFound, RunnerClosed, UnsendableValue
@@ -174,7 +175,9 @@ class Runner:
         """
         supervisor = self._supervisor
         seconds = self.timeout if timeout is None else timeout
-        deadline = None if seconds is None else supervisor.now() + seconds
+        # A deadline around this call counts too; one that a `timeout` enforces ends the call itself, by cancelling it.
+        seconds = wait_limit(float("inf") if seconds is None else seconds)
+        deadline = supervisor.now() + seconds if seconds < float("inf") else None
         waiting: deque[Request] = deque()
         answers: list[Answer] = []
         try:

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from dataclasses import replace
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
-from guardrails.core.guard import Call, Gate, Ticket
-from guardrails.core.outcome import IGNORED, SUCCESS, Outcome
+from guardrails.core.guard import Call, DrivenCall, Gate, Strategy, Ticket
+from guardrails.core.outcome import IGNORED, SUCCESS, Outcome, classify_result
+from guardrails.core.unrolled import compile_guarded
 
 _log = logging.getLogger("guardrails")
 
@@ -34,7 +36,11 @@ def settle(gate: Gate, ticket: Ticket, outcome: Outcome) -> None:
     try:
         gate.settle(ticket, outcome)
     except Exception:
-        _log.exception("bug: %s failed to settle a call; please report this", gate.name)
+        _unsettled(gate)
+
+
+def _unsettled(gate: Gate) -> None:
+    _log.exception("bug: %s failed to settle a call; please report this", gate.name)
 
 
 def judge(verdict: Verdict, exc: BaseException) -> Outcome:
@@ -74,70 +80,56 @@ def leave(held: Held, exc: BaseException, verdict: Verdict) -> BaseException:
     return exc
 
 
-def gated_async(
-    fn: Callable[..., Awaitable[Any]], gates: Sequence[Gate], verdict: Verdict, result_verdict: ResultVerdict
-) -> Callable[..., Awaitable[Any]]:
-    """`fn`, a function that gives an awaitable, behind `gates` (outermost first)."""
-    steps = tuple((gate, gate.try_enter, gate.enter) for gate in gates)
-    watch = any(gate.interrupts for gate in gates)
-
-    async def guarded(*args: Any, **kwargs: Any) -> Any:
-        call = Call(args, kwargs)
-        held: Held = []
-        running = False
-        try:
-            for gate, try_enter, enter in steps:
-                ticket = try_enter(call)
-                if ticket is None:
-                    ticket = await enter(call)
-                held.append((gate, ticket))
-            running = True
-            result = await fn(*args, **kwargs)
-        except BaseException as exc:
-            truth = leave(held, exc, verdict if running else not_reached)
-            if truth is exc:
-                raise
-            raise truth from exc
-        outcome = judge_result(result_verdict, result)
-        while held:
-            gate, ticket = held.pop()
-            if watch and gate.interrupts:
-                gate.disarm(ticket, None)
-            settle(gate, ticket, outcome)
-        return result
-
-    return guarded
-
-
-def gated_sync(
-    fn: Callable[..., Any], gates: Sequence[Gate], verdict: Verdict, result_verdict: ResultVerdict
+def gated(
+    fn: Callable[..., Any],
+    gates: Sequence[Gate],
+    verdict: Verdict,
+    result_verdict: ResultVerdict,
+    *,
+    is_async: bool,
+    strategy: Strategy | None = None,
 ) -> Callable[..., Any]:
-    """`fn`, a plain function, behind `gates`. Waiting blocks the thread."""
+    """`fn`, a plain function or one that gives an awaitable, behind `gates` (outermost first).
 
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        call = Call(args, kwargs)
-        held: Held = []
-        running = False
-        try:
-            for gate in gates:
-                ticket = gate.try_enter(call)
-                if ticket is None:
-                    ticket = gate.enter_blocking(call)
-                held.append((gate, ticket))
-            running = True
-            result = fn(*args, **kwargs)
-            if type(result) in _LAZY or hasattr(type(result), "__await__"):
-                _refuse_lazy(fn, result)
-        except BaseException as exc:
-            leave(held, exc, verdict if running else not_reached)
-            raise
-        outcome = judge_result(result_verdict, result)
-        while held:
-            gate, ticket = held.pop()
-            settle(gate, ticket, outcome)
-        return result
+    With `strategy`, one that recovers, directly around them. A plain function's waiting blocks the thread.
+    """
 
-    return guarded
+    def judged(exc: BaseException) -> Outcome:
+        outcome = judge(verdict, exc)
+        # A classify of the user's may leave the exception out; without it the call would seem to have returned.
+        return outcome if outcome.exception is not None else replace(outcome, exception=exc)
+
+    tools = {
+        "verdict": verdict,
+        "result_verdict": result_verdict,
+        "judged": judged,
+        "judge_result": judge_result,
+        "not_reached": not_reached,
+        "leave": leave,
+        "unsettled": _unsettled,
+        "call_of": call_maker(verdict, result_verdict),
+        "LAZY": _LAZY,
+        "refuse_lazy": _refuse_lazy,
+    }
+    plain = result_verdict is classify_result
+    return compile_guarded(fn, gates, is_async=is_async, plain=plain, tools=tools, strategy=strategy)
+
+
+def call_maker(
+    verdict: Verdict, result_verdict: ResultVerdict
+) -> Callable[[tuple[Any, ...], dict[str, Any]], DrivenCall]:
+    """A function that makes a strategy's view of a call from its arguments."""
+
+    def judged(exc: BaseException) -> Outcome:
+        return judge(verdict, exc)
+
+    def judged_result(result: Any) -> Outcome:
+        return judge_result(result_verdict, result)
+
+    def call_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> DrivenCall:
+        return DrivenCall(args, kwargs, judged, judged_result)
+
+    return call_of
 
 
 def gated_stream(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from guardrails.core.drive import ResultVerdict, Verdict, judge, judge_result
-from guardrails.core.guard import DrivenCall, Strategy
-from guardrails.core.outcome import Outcome
+from guardrails.core.drive import ResultVerdict, Verdict, call_maker
+from guardrails.core.guard import Strategy
 
 
 def check(strategy: Strategy, kind: str, name: str) -> None:
@@ -30,17 +28,8 @@ def check(strategy: Strategy, kind: str, name: str) -> None:
 def driven(
     fn: Callable[..., Any], strategy: Strategy, kind: str, verdict: Verdict, result_verdict: ResultVerdict
 ) -> Callable[..., Any]:
-    """`fn` behind `strategy`."""
-
-    def judged(exc: BaseException) -> Any:
-        return judge(verdict, exc)
-
-    def judged_result(result: Any) -> Any:
-        return judge_result(result_verdict, result)
-
-    def call_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> DrivenCall:
-        return DrivenCall(args, kwargs, judged, judged_result)
-
+    """`fn` behind `strategy`. One that recovers from calls is `drive.gated`'s, with the gates inside it, if any."""
+    call_of = call_maker(verdict, result_verdict)
     if kind == "stream":
 
         def stream(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
@@ -48,65 +37,13 @@ def driven(
 
         return stream
     if kind == "coroutine":
-        return _recovered(fn, strategy, call_of) if strategy.recovers else _run(fn, strategy, call_of)
+
+        async def run(*args: Any, **kwargs: Any) -> Any:
+            return await strategy.run(call_of(args, kwargs), lambda: fn(*args, **kwargs))
+
+        return run
 
     def blocking(*args: Any, **kwargs: Any) -> Any:
         return strategy.run_blocking(call_of(args, kwargs), lambda: fn(*args, **kwargs))
 
-    return _recovered_blocking(fn, strategy, call_of) if strategy.recovers else blocking
-
-
-CallOf = Callable[[tuple[Any, ...], dict[str, Any]], DrivenCall]
-
-
-def _run(fn: Callable[..., Awaitable[Any]], strategy: Strategy, call_of: CallOf) -> Callable[..., Awaitable[Any]]:
-    async def run(*args: Any, **kwargs: Any) -> Any:
-        return await strategy.run(call_of(args, kwargs), lambda: fn(*args, **kwargs))
-
-    return run
-
-
-def _recovered(fn: Callable[..., Awaitable[Any]], strategy: Strategy, call_of: CallOf) -> Callable[..., Awaitable[Any]]:
-    judged, judged_result = _judges(call_of)
-
-    async def recovered(*args: Any, **kwargs: Any) -> Any:
-        result = None
-        try:
-            result = await fn(*args, **kwargs)
-        except Exception as exc:
-            outcome = _with(judged(exc), exc)
-        else:
-            outcome = judged_result(result)
-            if outcome.kind == "success":
-                return result
-        return await strategy.recover(call_of(args, kwargs), outcome, result, lambda: fn(*args, **kwargs))
-
-    return recovered
-
-
-def _recovered_blocking(fn: Callable[..., Any], strategy: Strategy, call_of: CallOf) -> Callable[..., Any]:
-    judged, judged_result = _judges(call_of)
-
-    def recovered(*args: Any, **kwargs: Any) -> Any:
-        result = None
-        try:
-            result = fn(*args, **kwargs)
-        except Exception as exc:
-            outcome = _with(judged(exc), exc)
-        else:
-            outcome = judged_result(result)
-            if outcome.kind == "success":
-                return result
-        return strategy.recover_blocking(call_of(args, kwargs), outcome, result, lambda: fn(*args, **kwargs))
-
-    return recovered
-
-
-def _with(outcome: Outcome, exc: BaseException) -> Outcome:
-    # A classify of the user's may leave the exception out; without it the call would seem to have returned.
-    return outcome if outcome.exception is not None else replace(outcome, exception=exc)
-
-
-def _judges(call_of: CallOf) -> tuple[Callable[[BaseException], Any], Callable[[Any], Any]]:
-    call = call_of((), {})
-    return call.judge, call.judge_result
+    return blocking

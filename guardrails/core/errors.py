@@ -7,9 +7,12 @@
     │   ├── CircuitOpen       the breaker is open, or half-open with every probe taken (gates/circuit_open.py)
     │   ├── QueueFull         as many calls wait already as the queue holds
     │   ├── WaitTimeout       the call waited for its turn as long as it may
-    │   └── MemoryRefused     memory is critical, or the call can never fit
+    │   ├── MemoryRefused     memory is critical, or the call can never fit
+    │   └── TooManyConnections  the user holds as many as he may (gates/connection.py)
     ├── Failed                the call ran, and broke
-    │   └── TimedOut          it took longer than `timeout` allows (also a `TimeoutError`)
+    │   ├── TimedOut          it took longer than `timeout` allows (also a `TimeoutError`)
+    │   ├── ConnectionClosed  idle for too long, or closed to make room (gates/connection.py)
+    │   └── RetriesExhausted  every attempt returned a failure (strategies/retrying.py)
     └── InternalError         a bug in this library: please report it
 
 Misuse is not in the tree: a wrong argument is a `TypeError` or `ValueError` when the guard is built, and names the

@@ -58,6 +58,10 @@ class Call:
         self.stream = stream
 
 
+#: What gates get for a plain call when none of them reads it.
+UNREAD = Call((), {})
+
+
 class Guard(abc.ABC):
     """What gates and strategies share.
 
@@ -82,6 +86,9 @@ class Gate(Guard):
     #: True when the gate can interrupt a running call. Such a gate has `arm` and `disarm`, and works on async code
     #: only: nothing can interrupt a sync function from outside.
     interrupts = False
+    #: False when the gate looks at no call's arguments: a plain call is then handed to it without them, which saves
+    #: more than many a gate costs. Read when a function is guarded.
+    reads_call = True
 
     @abc.abstractmethod
     def try_enter(self, call: Call) -> Ticket | None:
@@ -146,6 +153,9 @@ class Strategy(Guard):
 
     #: Whether the strategy acts only after a first attempt that was no success.
     recovers = False
+    #: With `recovers`: called once for each call before its first attempt, if it is not None. Must be cheap and must
+    #: not raise. A stream is counted by `run_stream` itself.
+    tally: Callable[[], object] | None = None
     #: Whether it can drive an async generator, by `run_stream`.
     streams = False
 

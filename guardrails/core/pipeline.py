@@ -151,20 +151,26 @@ class Pipeline(Layer):
         if not self.layers:
             return fn
         compiled = checked(fn) if kind == "coroutine" and not is_async(fn) else fn
-        for segment in reversed(_segments(self.layers)):
-            compiled = self._segment(compiled, segment, kind)
+        segments = _segments(self.layers)
+        while segments:
+            gates = cast("list[Gate]", segments.pop()) if isinstance(segments[-1], list) else []
+            strategy = cast("Strategy", segments.pop()) if segments else None
+            compiled = self._segment(compiled, strategy, gates, kind)
         return compiled
 
-    def _segment(self, fn: Callable[..., Any], segment: Strategy | list[Gate], kind: str) -> Callable[..., Any]:
-        if isinstance(segment, Strategy):
-            return driven.driven(fn, segment, kind, self._classify, self._classify_result)
-        if kind == "coroutine":
-            return drive.gated_async(fn, segment, self._classify, self._classify_result)
-        if kind == "stream":
-            return drive.gated_stream(fn, segment, self._classify)
-        if kind == "generator":
-            return drive.gated_iterator(fn, segment, self._classify)
-        return drive.gated_sync(fn, segment, self._classify, self._classify_result)
+    def _segment(
+        self, fn: Callable[..., Any], strategy: Strategy | None, gates: list[Gate], kind: str
+    ) -> Callable[..., Any]:
+        """`fn` behind `gates`, and these inside `strategy`."""
+        verdicts = (self._classify, self._classify_result)
+        if kind in ("coroutine", "function"):
+            inside = strategy if strategy is not None and strategy.recovers else None
+            if gates or inside is not None:
+                fn = drive.gated(fn, gates, *verdicts, is_async=kind == "coroutine", strategy=inside)
+            return fn if strategy is inside else driven.driven(fn, cast("Strategy", strategy), kind, *verdicts)
+        if gates:
+            fn = (drive.gated_stream if kind == "stream" else drive.gated_iterator)(fn, gates, self._classify)
+        return fn if strategy is None else driven.driven(fn, strategy, kind, *verdicts)
 
     # Blocks
 

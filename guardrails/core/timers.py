@@ -11,10 +11,13 @@ to one loop and is touched by that loop's thread alone.
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from typing import Any, Protocol
 
 BUCKET = 0.02
+
+_now = time.monotonic
 
 
 class Deadline(Protocol):
@@ -25,36 +28,66 @@ class Deadline(Protocol):
     def expire(self) -> None: ...
 
 
-class TimerWheel:
-    """All deadlines of one event loop."""
+class Bucket(set[Deadline]):
+    """The deadlines of one slot. All of them fire after `until`, a time of the loop; 0.0 once the bucket is spent."""
 
-    __slots__ = ("__weakref__", "_buckets", "_handle", "_handle_slot", "_loop")
+    __slots__ = ("loop", "slot", "until", "wheel")
+
+    slot: int
+    until: float
+    wheel: TimerWheel
+    loop: weakref.ref[asyncio.AbstractEventLoop]
+
+    def drop(self) -> None:
+        """Forget this bucket, which is empty."""
+        self.until = 0.0
+        if self.wheel._buckets.get(self.slot) is self:  # noqa: SLF001 - the wheel's own
+            del self.wheel._buckets[self.slot]  # noqa: SLF001
+
+
+class TimerWheel:
+    """All deadlines of one event loop.
+
+    Attributes:
+        monotonic: whether the loop's time is `time.monotonic`: asyncio's and uvloop's is, a test's own loop may differ.
+    """
+
+    __slots__ = ("__weakref__", "_buckets", "_handle", "_handle_slot", "_loop", "monotonic")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # Weak, as is the timer, which holds its loop: the wheel is a value in a dictionary whose weak key is the loop.
         self._loop = weakref.ref(loop)
-        self._buckets: dict[int, set[Deadline]] = {}
+        self._buckets: dict[int, Bucket] = {}
         self._handle: weakref.ref[asyncio.TimerHandle] | None = None
         self._handle_slot = 0
+        kind = type(loop)
+        self.monotonic = (
+            getattr(kind, "time", None) is asyncio.BaseEventLoop.time or kind.__module__.partition(".")[0] == "uvloop"
+        )
 
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))
 
-    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether this is the wheel of `loop`."""
-        return self._loop() is loop
-
-    def add(self, deadline: Deadline, seconds: float) -> None:
-        """Have `deadline.expire()` called in `seconds`, up to 20 ms late."""
-        slot = int((self._alive().time() + seconds) / BUCKET) + 1
-        deadline.slot = slot
+    def bucket(self, when: float) -> Bucket:
+        """The bucket for deadlines at `when`, a time of the loop; who adds to it removes from it."""
+        slot = int(when / BUCKET) + 1
         bucket = self._buckets.get(slot)
-        if bucket is not None:
-            bucket.add(deadline)
-            return
-        self._buckets[slot] = {deadline}
-        if self._handle is None or slot < self._handle_slot:
-            self._set_timer(slot)
+        if bucket is None:
+            bucket = self._buckets[slot] = Bucket()
+            bucket.slot, bucket.until, bucket.wheel, bucket.loop = slot, slot * BUCKET, self, self._loop
+            if self._handle is None or slot < self._handle_slot:
+                self._set_timer(slot)
+        return bucket
+
+    def add(self, deadline: Deadline, seconds: float) -> Bucket:
+        """Have `deadline.expire()` called in `seconds`, up to 20 ms late. Returns its bucket."""
+        now = self._alive().time()
+        if self.monotonic:
+            now = max(now, _now())  # uvloop's time is that of the turn's beginning
+        bucket = self.bucket(now + seconds)
+        deadline.slot = bucket.slot
+        bucket.add(deadline)
+        return bucket
 
     def remove(self, deadline: Deadline) -> None:
         """Forget a deadline. Nothing happens if it has fired or was removed."""
@@ -62,7 +95,7 @@ class TimerWheel:
         if bucket is not None:
             bucket.discard(deadline)
             if not bucket:
-                del self._buckets[deadline.slot]
+                bucket.drop()
 
     def _alive(self) -> asyncio.AbstractEventLoop:
         loop = self._loop()
@@ -82,7 +115,9 @@ class TimerWheel:
         # definition.
         due = max(int(self._alive().time() / BUCKET), self._handle_slot)
         for slot in sorted(slot for slot in self._buckets if slot <= due):
-            for deadline in self._buckets.pop(slot):
+            bucket = self._buckets.pop(slot)
+            bucket.until = 0.0  # whoever keeps it at hand must not add to it any more
+            for deadline in bucket:
                 deadline.expire()
         if self._buckets:
             self._set_timer(min(self._buckets))

@@ -1,9 +1,9 @@
-"""A bounded FIFO waiting room for permits, for tasks of asyncio and trio and for threads alike.
+"""A bounded waiting room for permits, for tasks of asyncio and trio and for threads alike.
 
 The rules (contract, rule 6) and how they are kept:
 
 * FIFO by arrival whatever the weight: only the head is ever offered a permit, so a heavy call is not starved by light
-  ones.
+  ones. A `FairRoom` has a head too, but takes it by priority, age and key.
 * A permit is handed over, not raced for: whoever frees one takes it in the waiter's name (`granted`) before waking it.
 * Cancel at any moment loses nothing: a waiter that leaves ungranted is removed in O(1); one that leaves granted gives
   back.
@@ -18,27 +18,32 @@ import asyncio
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
 from guardrails.core.clock import Clock
+from guardrails.core.errors import Rejected
+from guardrails.core.fair_queue import FairQueue
 
 T = TypeVar("T")
 
 
 class Waiter(Generic[T]):
-    """One call in the room. `ticket` is what it will hold; `granted` once the ticket is its own."""
+    """One call in the room. `ticket` is what it will hold; `granted` once the ticket is its own; `refusal` instead when
+    it was sent away.
+    """
 
-    __slots__ = ("_ready", "_wait", "granted", "ticket")
+    __slots__ = ("_ready", "_wait", "granted", "refusal", "ticket")
 
     def __init__(self, ticket: T) -> None:
         self.ticket = ticket
         self.granted = False
+        self.refusal: Rejected | None = None
         self._ready: Callable[[], None]
         self._wait: Any
 
     def wake(self) -> None:
-        """Let the waiter go on. Call it after `granted` is set, from any thread, outside the lock."""
+        """Let the waiter go on. Call it after `granted` or `refusal` is set, from any thread, outside the lock."""
         self._ready()
 
 
@@ -60,14 +65,14 @@ class TaskWaiter(Waiter[T]):
                     future.set_result(None)
 
             self._wait = future
-            self._ready = lambda: _enter_loop(home, resolve, loop.call_soon_threadsafe)
+            self._ready = lambda: enter_loop(home, resolve, loop.call_soon_threadsafe)
         else:
             import trio  # noqa: PLC0415 - only a trio task comes here, so it is loaded already
 
             event = trio.Event()
             token = trio.lowlevel.current_trio_token()
             self._wait = event
-            self._ready = lambda: _enter_loop(home, event.set, token.run_sync_soon)
+            self._ready = lambda: enter_loop(home, event.set, token.run_sync_soon)
 
     async def wait(self) -> None:
         """Suspend until woken."""
@@ -133,6 +138,59 @@ class WaitingRoom(Generic[T]):
         return granted
 
 
+class FairRoom(Generic[T]):
+    """A room in the order of priority, age and key (see `guardrails.core.fair_queue`).
+
+    Every method is called under the owner's lock.
+
+    Args:
+        capacity: waiters that find room.
+        aging: seconds of waiting that count as one step of priority.
+    """
+
+    __slots__ = ("_queue", "capacity")
+
+    def __init__(self, capacity: int, *, aging: float = 10.0) -> None:
+        self.capacity = capacity
+        self._queue: FairQueue[Waiter[T]] = FairQueue(aging)
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def __contains__(self, waiter: object) -> bool:
+        return waiter in self._queue
+
+    @property
+    def full(self) -> bool:
+        """Whether no further call may wait."""
+        return len(self._queue) >= self.capacity
+
+    def join(self, waiter: Waiter[T], *, now: float = 0.0, priority: float = 0, key: Hashable = None) -> None:
+        """Add a waiter that comes at `now`. `key` is whose it is: keys are served in turn."""
+        self._queue.push(waiter, now=now, priority=priority, key=key)
+
+    def leave(self, waiter: Waiter[T]) -> None:
+        """Remove a waiter that goes away ungranted. Nothing happens if it is not in the room."""
+        self._queue.discard(waiter)
+
+    def grant(self, take: Callable[[T], bool], now: float = 0.0) -> list[Waiter[T]]:
+        """Offer permits from the head on until `take` says no. Returns the granted, to be woken outside the lock."""
+        granted: list[Waiter[T]] = []
+        while (head := self._queue.head(now)) is not None and take(head.ticket):
+            self._queue.serve(head)
+            head.granted = True
+            granted.append(head)
+        return granted
+
+    def ahead(self, *, now: float, priority: float, key: Hashable) -> int:
+        """How many would be served before a waiter who came now, as far as can be told."""
+        return self._queue.ahead(now=now, priority=priority, key=key)
+
+    def dismiss(self) -> list[Waiter[T]]:
+        """Send everybody away. The caller sets each one's `refusal`, and wakes them outside the lock."""
+        return self._queue.drain()
+
+
 def on_event_loop() -> bool:
     """Whether this thread is running an event loop right now: a blocking wait here would stop every task of it."""
     if asyncio._get_running_loop() is not None:  # noqa: SLF001 - documented for framework authors, and does not raise
@@ -148,7 +206,8 @@ def _asyncio_task() -> asyncio.Task[Any] | None:
         return None  # no asyncio loop here: trio
 
 
-def _enter_loop(home: int, action: Callable[[], None], door: Callable[[Callable[[], None]], object]) -> None:
+def enter_loop(home: int, action: Callable[[], None], door: Callable[[Callable[[], None]], object]) -> None:
+    """Run `action` on the thread `home`: directly, or through its loop's `door` for calls from other threads."""
     if threading.get_ident() == home:
         action()
         return

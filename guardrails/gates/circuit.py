@@ -84,6 +84,7 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
         self._failure_on = None if failure_on is None else tuple(failure_on)
         self._exclude = tuple(exclude)
         self._listeners = tuple(listeners)
+        self.reads_call = bool(listeners)  # one that is added later gets no arguments of what was guarded before
         self._shared = shared
         self._throw = throw_new_error_on_trip
         self._clock = clock

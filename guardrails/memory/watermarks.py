@@ -50,3 +50,11 @@ class Watermarks:
     def can_ever_fit(self, scopes: Sequence[Scope], nbytes: int) -> bool:
         """Whether `nbytes` would fit if nothing else were there."""
         return all(nbytes <= self.high * scope.limit for scope in scopes)
+
+    def room(self, scopes: Sequence[Scope], cost: int, most: int) -> int:
+        """How many calls of `cost` bytes each (above 0) `fits` would allow together, at most `most`."""
+        count = most
+        for scope in scopes:
+            # All but the mark are whole numbers, so rounding it down first changes nothing.
+            count = min(count, max(0, int(self.high * scope.limit) - scope.used) // cost)
+        return count

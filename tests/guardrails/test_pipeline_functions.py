@@ -738,14 +738,14 @@ def test_threads_that_use_a_new_guard_at_once_agree_on_its_pipeline():
 
 def test_a_call_is_settled_when_the_garbage_collector_strikes_inside_a_gate(memory):
     # A guarded generator in a cycle is finalised, and so settled, wherever the collector happens to run.
-    from guardrails.memory.watermarks import Watermarks
+    gate = admit(memory=lambda: "1MiB", sampler=memory)
+    fits = gate._books._fits
 
-    class Collects(Watermarks):
-        def fits(self, scopes, nbytes):
-            gc.collect()
-            return super().fits(scopes, nbytes)
+    def collects(nbytes):  # called with the gate's lock held
+        gc.collect()
+        return fits(nbytes)
 
-    gate = admit(memory="1MiB", sampler=memory, watermarks=Collects())
+    gate._books._fits = collects
 
     @gate
     def count():

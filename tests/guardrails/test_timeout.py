@@ -517,3 +517,39 @@ def test_misuse_names_the_argument(arguments, options, error, message):
 
 def test_it_describes_itself():
     assert repr(timeout(30, first=5, idle=0.5, name="chat")) == "<timeout 'chat': total 30 s, first 5 s, idle 0.5 s>"
+
+
+@pytest.mark.anyio
+async def test_first_and_idle_alone_do_not_limit_a_plain_call():
+    @timeout(first=0.001, idle=0.001)
+    async def work():
+        await anyio.sleep(0.01)
+        return 7
+
+    assert await work() == 7
+
+
+def test_outside_a_loop_there_is_no_task():
+    from guardrails.gates.timeout import _current_task
+
+    assert _current_task(None) is None
+
+
+@on_asyncio
+async def test_the_task_of_a_loop():
+    from guardrails.gates.timeout import _current_task, _task_of
+
+    loop = asyncio.get_running_loop()
+    assert _task_of(loop) is _current_task(loop) is asyncio.current_task()
+
+
+@on_asyncio
+async def test_buckets_that_are_left_empty_are_dropped():
+    limits = [timeout(FOREVER + number) for number in range(3)]
+    wheel = wheel_of(asyncio.get_running_loop())
+    for _ in range(200):
+        for limit in limits:
+            await limit(anyio.lowlevel.checkpoint)()
+        await asyncio.sleep(0.001)
+    assert len(wheel) == 0
+    assert len(wheel._buckets) <= len(limits)  # the one at hand of each

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
+from guardrails import deadline_in, timeout
+from guardrails.errors import TimedOut
 from runners import EmbeddingRunner, Faults
 from runners.cli.models import find_minilm
 from runners.cli.reference import PlainEmbedder
@@ -189,6 +191,15 @@ async def test_a_timeout_is_told_at_once_and_its_work_is_dropped():
         with pytest.raises(RequestTimeout):
             await runner.embed(["agua " * 120] * 640, timeout=0.05)
         assert (await runner.embed(["hola"], timeout=30)).shape == (1, 384)
+
+
+async def test_a_deadline_around_the_call_counts():
+    async with embedder(timeout=None) as runner:
+        with deadline_in(0.05), pytest.raises(RequestTimeout):
+            await runner.embed(["agua " * 120] * 640)
+        with pytest.raises(TimedOut):
+            await timeout(0.05)(runner.embed)(["agua " * 120] * 640)
+        assert (await runner.embed(["hola"])).shape == (1, 384)
 
 
 async def test_callers_that_leave_take_only_their_own_work_along():

@@ -1,0 +1,160 @@
+"""The hot shapes, plain and async, written out for each number of gates.
+
+A loop over the gates costs more than most gates do, and so does a frame for a strategy that has nothing to do. So, as
+`dataclasses` does for methods, the source of the wrapper is put together from the pattern below and compiled once for
+each variant. What it says for two gates, the second of which interrupts, inside a strategy that recovers::
+
+    async def guarded(*args, **kwargs):
+        tally()                                      # if the strategy counts calls
+        call = Call(args, kwargs)                    # or UNREAD, if no gate reads it
+        stage = 0                                    # gates entered
+        try:
+            ticket_0 = try_enter_0(call)
+            if ticket_0 is None:
+                ticket_0 = await enter_0(call)
+            stage = 1
+            ticket_1 = ...
+            stage = 2
+            result = await fn(*args, **kwargs)
+        except BaseException as exc:
+            if stage == 0: held = []                 # refused at the door: nobody holds anything
+            elif stage == 1: held = [(gate_0, ticket_0)]
+            elif stage == 2: held = [(gate_0, ticket_0), (gate_1, ticket_1)]
+            truth = leave(held, exc, verdict if stage == 2 else not_reached)
+            if not isinstance(truth, Exception):     # without a strategy: always
+                if truth is exc: raise
+                raise truth from exc
+            outcome, result = judged(truth), None
+        else:
+            outcome = SUCCESS if type(result) in PLAIN else judge_result(result_verdict, result)
+            disarm_1(ticket_1, None)
+            settle_1(ticket_1, outcome)              # each in a `try`, which costs nothing while it holds
+            settle_0(ticket_0, outcome)
+            if outcome.kind == "success":            # without a strategy: always
+                return result
+        try:
+            return await recover(call_of(args, kwargs), outcome, result, lambda: again(*args, **kwargs))
+        finally:
+            del outcome                              # its exception's traceback holds this frame: a reference cycle
+
+Only numbers go into the source; functions and gates come in as globals of the compiled code.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from types import CodeType
+from typing import Any
+
+from guardrails.core import outcome
+from guardrails.core.guard import UNREAD, Call, Gate, Strategy
+
+#: Types whose values cannot be a response with a status: the default verdict on them is known.
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes, bytearray, list, dict, tuple, set, frozenset})
+
+
+def compile_guarded(
+    fn: Callable[..., Any],
+    gates: Sequence[Gate],
+    *,
+    is_async: bool,
+    plain: bool,
+    tools: dict[str, Any],
+    strategy: Strategy | None = None,
+) -> Callable[..., Any]:
+    """The wrapper of `fn` behind `gates` (outermost first), inside `strategy`.
+
+    Args:
+        fn: what is guarded.
+        gates: none, or more.
+        is_async: whether `fn` gives an awaitable.
+        plain: whether values of the plain types are successes without asking.
+        tools: the functions that the pattern names, and the pipeline's verdicts.
+        strategy: one that recovers, directly outside the gates.
+    """
+    names = {"fn": fn, "Call": Call, "UNREAD": UNREAD, "SUCCESS": outcome.SUCCESS, **tools}
+    names["PLAIN"] = _PLAIN if plain else frozenset()
+    for number, gate in enumerate(gates):
+        names[f"gate_{number}"] = gate
+        names[f"try_enter_{number}"] = gate.try_enter
+        names[f"enter_{number}"] = gate.enter if is_async else gate.enter_blocking
+        names[f"settle_{number}"] = gate.settle
+        names[f"disarm_{number}"] = gate.disarm
+    if strategy is not None:
+        names["tally"] = strategy.tally
+        names["recover"] = strategy.recover if is_async else strategy.recover_blocking
+        names["again"] = compile_guarded(fn, gates, is_async=is_async, plain=plain, tools=tools) if gates else fn
+    code = _code(
+        tuple(gate.interrupts for gate in gates),
+        is_async=is_async,
+        reads_call=any(gate.reads_call for gate in gates),
+        recovers=strategy is not None,
+        tallies=strategy is not None and strategy.tally is not None,
+    )
+    exec(code, names)  # noqa: S102 - the source is ours and holds no text from outside
+    guarded: Callable[..., Any] = names["guarded"]
+    return guarded
+
+
+@functools.cache
+def _code(interrupts: tuple[bool, ...], *, is_async: bool, reads_call: bool, recovers: bool, tallies: bool) -> CodeType:
+    wait = "await " if is_async else ""
+    count = len(interrupts)
+    lines = [f"{'async ' if is_async else ''}def guarded(*args, **kwargs):"]
+    if tallies:
+        lines.append("    tally()")
+    lines += ["    call = Call(args, kwargs)" if reads_call else "    call = UNREAD", "    stage = 0", "    try:"]
+    for number in range(count):
+        lines += [
+            f"        ticket_{number} = try_enter_{number}(call)",
+            f"        if ticket_{number} is None:",
+            f"            ticket_{number} = {wait}enter_{number}(call)",
+            f"        stage = {number + 1}",
+        ]
+    lines.append(f"        result = {wait}fn(*args, **kwargs)")
+    if not is_async:
+        lines += [
+            "        if type(result) in LAZY or hasattr(type(result), '__await__'):",
+            "            refuse_lazy(fn, result)",
+        ]
+    lines += ["    except BaseException as exc:", *_failed(count, recovers=recovers), "    else:"]
+    lines += ["        outcome = SUCCESS if type(result) in PLAIN else judge_result(result_verdict, result)"]
+    for number in reversed(range(count)):
+        if interrupts[number]:
+            lines.append(f"        disarm_{number}(ticket_{number}, None)")
+        lines += [
+            "        try:",
+            f"            settle_{number}(ticket_{number}, outcome)",
+            "        except Exception:",
+            f"            unsettled(gate_{number})",
+        ]
+    if not recovers:
+        lines.append("        return result")
+    else:
+        lines += [
+            "        if outcome.kind == 'success':",
+            "            return result",
+            "    try:",
+            f"        return {wait}recover(call_of(args, kwargs), outcome, result, lambda: again(*args, **kwargs))",
+            "    finally:",
+            "        del outcome",
+        ]
+    return compile("\n".join(lines), "<guardrails: unrolled>", "exec")
+
+
+def _failed(count: int, *, recovers: bool) -> list[str]:
+    lines = []
+    if not recovers:
+        lines += ["        if stage == 0:", "            raise"]
+    for stage in range(count + 1):
+        held = ", ".join(f"(gate_{number}, ticket_{number})" for number in range(stage))
+        lines.append(f"        {'el' if stage else ''}if stage == {stage}: held = [{held}]")
+    lines.append(f"        truth = leave(held, exc, verdict if stage == {count} else not_reached)")
+    deep = "            " if recovers else "        "
+    if recovers:
+        lines.append("        if not isinstance(truth, Exception):")
+    lines += [f"{deep}if truth is exc:", f"{deep}    raise", f"{deep}raise truth from exc"]
+    if recovers:
+        lines += ["        outcome = judged(truth)", "        result = None", "        held = truth = None"]
+    return lines
