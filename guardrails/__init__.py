@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from guardrails.gates.bulkhead import bulkhead as bulkhead
     from guardrails.gates.connections import connections as connections
     from guardrails.gates.keyed import keyed as keyed
+    from guardrails.gates.limiter import limiter as limiter
     from guardrails.gates.timeout import timeout as timeout
     from guardrails.strategies.fallback import fallback as fallback
     from guardrails.strategies.hedge import hedge as hedge
@@ -44,6 +45,7 @@ __all__ = [
     "guard",
     "hedge",
     "keyed",
+    "limiter",
     "remaining",
     "retry",
     "subscribe",
@@ -60,6 +62,7 @@ _HOMES = {
     "guard": "core.pipeline",
     "hedge": "strategies.hedge",
     "keyed": "gates.keyed",
+    "limiter": "gates.limiter",
     "remaining": "core.deadline",
     "retry": "strategies.retry",
     "subscribe": "core.events",

@@ -20,6 +20,7 @@ from guardrails.core.errors import (
 if TYPE_CHECKING:
     from guardrails.gates.circuit_open import CircuitOpen
     from guardrails.gates.connection import ConnectionClosed, TooManyConnections
+    from guardrails.gates.limiter.signals import RateLimited
     from guardrails.strategies.retrying import RetriesExhausted
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "MemoryRefused",
     "MissingExtra",
     "QueueFull",
+    "RateLimited",
     "Rejected",
     "RetriesExhausted",
     "TimedOut",
@@ -42,6 +44,7 @@ __all__ = [
 _HOMES = {
     "CircuitOpen": "guardrails.gates.circuit_open",
     "ConnectionClosed": "guardrails.gates.connection",
+    "RateLimited": "guardrails.gates.limiter.signals",
     "RetriesExhausted": "guardrails.strategies.retrying",
     "TooManyConnections": "guardrails.gates.connection",
 }

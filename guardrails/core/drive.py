@@ -26,6 +26,7 @@ _log = logging.getLogger("guardrails")
 
 Verdict = Callable[[BaseException], Outcome]
 ResultVerdict = Callable[[Any], Outcome]
+CallMaker = Callable[[tuple[Any, ...], dict[str, Any]], DrivenCall]
 Held = list[tuple[Gate, Ticket]]
 #: For a gate that cut a stream off, by its place in the pipeline: what the stream ended with for the gates further in.
 Cuts = dict[int, BaseException]
@@ -88,26 +89,22 @@ def gated(
     *,
     is_async: bool,
     strategy: Strategy | None = None,
+    call_of: CallMaker | None = None,
 ) -> Callable[..., Any]:
     """`fn`, a plain function or one that gives an awaitable, behind `gates` (outermost first).
 
-    With `strategy`, one that recovers, directly around them. A plain function's waiting blocks the thread.
+    With `strategy`, one that recovers, directly around them; `call_of` then makes its view of a call. A plain
+    function's waiting blocks the thread.
     """
-
-    def judged(exc: BaseException) -> Outcome:
-        outcome = judge(verdict, exc)
-        # A classify of the user's may leave the exception out; without it the call would seem to have returned.
-        return outcome if outcome.exception is not None else replace(outcome, exception=exc)
-
     tools = {
         "verdict": verdict,
         "result_verdict": result_verdict,
-        "judged": judged,
+        "judged": judger(verdict),
         "judge_result": judge_result,
         "not_reached": not_reached,
         "leave": leave,
         "unsettled": _unsettled,
-        "call_of": call_maker(verdict, result_verdict),
+        "call_of": call_of,
         "LAZY": _LAZY,
         "refuse_lazy": _refuse_lazy,
     }
@@ -115,19 +112,26 @@ def gated(
     return compile_guarded(fn, gates, is_async=is_async, plain=plain, tools=tools, strategy=strategy)
 
 
-def call_maker(
-    verdict: Verdict, result_verdict: ResultVerdict
-) -> Callable[[tuple[Any, ...], dict[str, Any]], DrivenCall]:
-    """A function that makes a strategy's view of a call from its arguments."""
+def judger(verdict: Verdict) -> Verdict:
+    """`verdict`, made safe: it never raises, and its outcome carries the exception."""
 
     def judged(exc: BaseException) -> Outcome:
-        return judge(verdict, exc)
+        outcome = judge(verdict, exc)
+        # A classify of the user's may leave the exception out; without it the call would seem to have returned.
+        return outcome if outcome.exception is not None else replace(outcome, exception=exc)
+
+    return judged
+
+
+def call_maker(function: Callable[..., Any], verdict: Verdict, result_verdict: ResultVerdict) -> CallMaker:
+    """A function that makes a strategy's view of a call of `function` from its arguments."""
+    judged = judger(verdict)
 
     def judged_result(result: Any) -> Outcome:
         return judge_result(result_verdict, result)
 
     def call_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> DrivenCall:
-        return DrivenCall(args, kwargs, judged, judged_result)
+        return DrivenCall(function, args, kwargs, judged, judged_result)
 
     return call_of
 

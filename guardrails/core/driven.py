@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from guardrails.core.drive import ResultVerdict, Verdict, call_maker
+from guardrails.core.drive import CallMaker
 from guardrails.core.guard import Strategy
 
 
@@ -26,10 +26,12 @@ def check(strategy: Strategy, kind: str, name: str) -> None:
 
 
 def driven(
-    fn: Callable[..., Any], strategy: Strategy, kind: str, verdict: Verdict, result_verdict: ResultVerdict
+    fn: Callable[..., Any],
+    strategy: Strategy,
+    kind: str,
+    call_of: CallMaker,
 ) -> Callable[..., Any]:
     """`fn` behind `strategy`. One that recovers from calls is `drive.gated`'s, with the gates inside it, if any."""
-    call_of = call_maker(verdict, result_verdict)
     if kind == "stream":
 
         def stream(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:

@@ -5,6 +5,7 @@
     GuardrailError
     ├── Rejected              we refused to run the call; it never reached the dependency
     │   ├── CircuitOpen       the breaker is open, or half-open with every probe taken (gates/circuit_open.py)
+    │   ├── RateLimited       the limiter has no room for it in time (gates/limiter)
     │   ├── QueueFull         as many calls wait already as the queue holds
     │   ├── WaitTimeout       the call waited for its turn as long as it may
     │   ├── MemoryRefused     memory is critical, or the call can never fit
@@ -16,8 +17,7 @@
     └── InternalError         a bug in this library: please report it
 
 Misuse is not in the tree: a wrong argument is a `TypeError` or `ValueError` when the guard is built, and names the
-    argument.
-A missing extra is `MissingExtra`, an `ImportError` whose one line names the `pip install`.
+argument. A missing extra is `MissingExtra`, an `ImportError` whose one line names the `pip install`.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ class Position(enum.IntEnum):
     LIMITER = 6
     ADMISSION = 7
     TIMEOUT = 8
+    INJECT = 9
 
 
 class Call:
@@ -127,18 +128,26 @@ class Gate(Guard):
 
 
 class DrivenCall(Call):
-    """A call as a strategy sees it, with the pipeline's judgement, so that all guards agree on what a failure is."""
+    """A call as a strategy sees it, with the pipeline's judgement, so that all guards agree on what a failure is.
 
-    __slots__ = ("judge", "judge_result")
+    Attributes:
+        function: what the caller guarded, without any guard: tells the functions apart that share one strategy.
+        judge: the outcome of an exception; the outcome carries it.
+        judge_result: the outcome of what a call returned.
+    """
+
+    __slots__ = ("function", "judge", "judge_result")
 
     def __init__(
         self,
+        function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         judge: Callable[[BaseException], Outcome],
         judge_result: Callable[[Any], Outcome],
     ) -> None:
         super().__init__(args, kwargs)
+        self.function = function
         self.judge = judge
         self.judge_result = judge_result
 

@@ -19,6 +19,10 @@ _TRAPS: dict[tuple[Position, Position], str] = {
     (Position.ADMISSION, Position.LIMITER): "calls that wait for the rate would hold permits that others could use",
     (Position.RETRY, Position.FALLBACK): "the fallback's answer would look like success: nothing is tried again",
     (Position.RETRY, Position.CACHE): "a hit would pass through the retry machinery for nothing",
+    **{
+        (Position.INJECT, inner): "it would never see the faults, which stand in for the dependency's own"
+        for inner in Position if inner is not Position.INJECT
+    },
 }  # fmt: skip
 
 

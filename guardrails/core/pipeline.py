@@ -8,8 +8,7 @@
     async def work(): ...
 
 Stacked decorators fuse: each adds its layer to the pipeline that is there already, around the bare function, so that
-    five
-guards cost one coroutine and not five. Strategies split the pipeline in segments, each one frame.
+five guards cost one coroutine and not five. Strategies split the pipeline in segments, each one frame.
 """
 
 from __future__ import annotations
@@ -152,25 +151,31 @@ class Pipeline(Layer):
             return fn
         compiled = checked(fn) if kind == "coroutine" and not is_async(fn) else fn
         segments = _segments(self.layers)
+        call_of = drive.call_maker(fn, self._classify, self._classify_result)
         while segments:
             gates = cast("list[Gate]", segments.pop()) if isinstance(segments[-1], list) else []
             strategy = cast("Strategy", segments.pop()) if segments else None
-            compiled = self._segment(compiled, strategy, gates, kind)
+            compiled = self._segment(compiled, strategy, gates, kind, call_of)
         return compiled
 
     def _segment(
-        self, fn: Callable[..., Any], strategy: Strategy | None, gates: list[Gate], kind: str
+        self,
+        fn: Callable[..., Any],
+        strategy: Strategy | None,
+        gates: list[Gate],
+        kind: str,
+        call_of: drive.CallMaker,
     ) -> Callable[..., Any]:
         """`fn` behind `gates`, and these inside `strategy`."""
         verdicts = (self._classify, self._classify_result)
         if kind in ("coroutine", "function"):
             inside = strategy if strategy is not None and strategy.recovers else None
             if gates or inside is not None:
-                fn = drive.gated(fn, gates, *verdicts, is_async=kind == "coroutine", strategy=inside)
-            return fn if strategy is inside else driven.driven(fn, cast("Strategy", strategy), kind, *verdicts)
+                fn = drive.gated(fn, gates, *verdicts, is_async=kind == "coroutine", strategy=inside, call_of=call_of)
+            return fn if strategy is inside else driven.driven(fn, cast("Strategy", strategy), kind, call_of)
         if gates:
             fn = (drive.gated_stream if kind == "stream" else drive.gated_iterator)(fn, gates, self._classify)
-        return fn if strategy is None else driven.driven(fn, strategy, kind, *verdicts)
+        return fn if strategy is None else driven.driven(fn, strategy, kind, call_of)
 
     # Blocks
 
