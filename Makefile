@@ -26,7 +26,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMPS := $(VENV)/.stamps
 PINS := pyproject.toml constraints.txt
-BENCH ?= $(filter-out %/__init__.py %/conftest.py %/direct.py,$(wildcard benchmarks/*.py))
+BENCH ?= $(filter-out %/__init__.py %/conftest.py %/direct.py %/peers.py,$(wildcard benchmarks/*.py))
 
 # One way to say "install", whichever tool does it.
 INSTALL = $(if $(UV),"$(UV)" pip install --python $(PY),$(PY) -m pip install) -c constraints.txt
@@ -100,7 +100,7 @@ format: $(STAMPS)/lint ## Format the code and put right what can be put right by
 	@$(BIN)/ruff format .
 
 .PHONY: bench
-bench: $(STAMPS)/test ## Run the benchmarks (BENCH=file for one)
+bench: $(STAMPS)/bench ## Run the benchmarks (BENCH=file for one)
 	$(call say,"bench")
 	@test -n "$(BENCH)" || { echo "no benchmarks found" >&2; exit 1; }
 	@$(PY) -m pytest $(BENCH) --timeout=1800 $(ARGS)
@@ -116,7 +116,7 @@ constraints: ## Write constraints.txt again with today's versions (needs uv)
 	@trap 'rm -f .constraints.new' EXIT; { \
 		echo "# Versions that are known to work together: names and versions only."; \
 		echo "# Made by: make constraints"; \
-		{ $(COMPILE) pyproject.toml --all-extras --group dev; \
+		{ $(COMPILE) pyproject.toml --all-extras --group dev --group bench; \
 		  $(COMPILE) --no-deps --group models; } | LC_ALL=C sort -u; \
 	} > .constraints.new; \
 	if grep -nE '://|^-| @ ' .constraints.new; then echo "names a place: not written" >&2; exit 1; fi; \
@@ -157,6 +157,11 @@ $(STAMPS)/demo: $(PINS) | $(STAMPS)/venv
 $(STAMPS)/test: $(STAMPS)/demo
 	$(call say,"installing the test tools")
 	@$(INSTALL) --group test
+	@touch $@
+
+$(STAMPS)/bench: $(STAMPS)/test
+	$(call say,"installing what the benchmarks compare with")
+	@$(INSTALL) --group bench
 	@touch $@
 
 # The types of the tests' tools are needed to check the benchmarks.

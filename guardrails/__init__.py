@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from guardrails.gates.keyed import keyed as keyed
     from guardrails.gates.limiter import limiter as limiter
     from guardrails.gates.timeout import timeout as timeout
+    from guardrails.strategies.cache import cache as cache
     from guardrails.strategies.fallback import fallback as fallback
     from guardrails.strategies.hedge import hedge as hedge
+    from guardrails.strategies.inject import inject as inject
     from guardrails.strategies.retry import retry as retry
 
 refuse_foreign_package()
@@ -39,11 +41,13 @@ __all__ = [
     "admit",
     "breaker",
     "bulkhead",
+    "cache",
     "connections",
     "deadline_in",
     "fallback",
     "guard",
     "hedge",
+    "inject",
     "keyed",
     "limiter",
     "remaining",
@@ -56,11 +60,13 @@ _HOMES = {
     "admit": "gates.admit",
     "breaker": "gates.breaker",
     "bulkhead": "gates.bulkhead",
+    "cache": "strategies.cache",
     "connections": "gates.connections",
     "deadline_in": "core.deadline",
     "fallback": "strategies.fallback",
     "guard": "core.pipeline",
     "hedge": "strategies.hedge",
+    "inject": "strategies.inject",
     "keyed": "gates.keyed",
     "limiter": "gates.limiter",
     "remaining": "core.deadline",
@@ -70,13 +76,15 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    found = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
-    return found
+if not TYPE_CHECKING:  # else every name would be one, for type checkers
+
+    def __getattr__(name: str) -> object:
+        home = _HOMES.get(name)
+        if home is None:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        found = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+        return found
 
 
 def __dir__() -> list[str]:

@@ -18,9 +18,10 @@ from guardrails.core.errors import (
 )
 
 if TYPE_CHECKING:
-    from guardrails.gates.circuit_open import CircuitOpen
+    from guardrails.gates.breaker.refusal import CircuitOpen
     from guardrails.gates.connection import ConnectionClosed, TooManyConnections
     from guardrails.gates.limiter.signals import RateLimited
+    from guardrails.strategies.inject.rules import InjectedError
     from guardrails.strategies.retrying import RetriesExhausted
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ConnectionClosed",
     "Failed",
     "GuardrailError",
+    "InjectedError",
     "InternalError",
     "MemoryRefused",
     "MissingExtra",
@@ -42,17 +44,20 @@ __all__ = [
 
 #: Errors that live beside their guard are loaded when asked for. `CircuitOpen` brings pybreaker, and with it redis.
 _HOMES = {
-    "CircuitOpen": "guardrails.gates.circuit_open",
+    "CircuitOpen": "guardrails.gates.breaker.refusal",
     "ConnectionClosed": "guardrails.gates.connection",
+    "InjectedError": "guardrails.strategies.inject.rules",
     "RateLimited": "guardrails.gates.limiter.signals",
     "RetriesExhausted": "guardrails.strategies.retrying",
     "TooManyConnections": "guardrails.gates.connection",
 }
 
 
-def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    return getattr(import_module(home), name)
+if not TYPE_CHECKING:  # else every name would be one, for type checkers
+
+    def __getattr__(name: str) -> object:
+        home = _HOMES.get(name)
+        if home is None:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        return getattr(import_module(home), name)

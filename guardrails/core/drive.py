@@ -160,9 +160,24 @@ def gated_stream(
             source = fn(*args, **kwargs)
             step: Callable[[Any], Awaitable[Any]] = source.asend
             given: Any = None
+            alone = watched[0] if len(watched) == 1 else None
             while True:
                 try:
-                    item = await _watch(watched, step, given, cuts) if watched else await step(given)
+                    if alone is not None:  # `_watch` without a frame of its own, and without a list
+                        here, gate, ticket = alone
+                        try:
+                            gate.arm(ticket)
+                            item = await step(given)
+                        except BaseException as exc:
+                            truth = _disarm(gate, ticket, here, exc, cuts)
+                            if truth is exc or truth is None:
+                                raise
+                            raise truth from exc
+                        gate.disarm(ticket, None)
+                    elif watched:
+                        item = await _watch(watched, step, given, cuts)
+                    else:
+                        item = await step(given)
                 except StopAsyncIteration:
                     outcome = SUCCESS
                     return
@@ -201,14 +216,18 @@ async def _watch(
     except BaseException as exc:  # every end is shown to the gates, and raised again below
         truth = exc
     for place, gate, ticket in reversed(watched):
-        found = gate.disarm(ticket, truth)
-        if found is not truth and found is not None and truth is not None:
-            found.__cause__ = truth
-            cuts[place] = truth
-        truth = found
+        truth = gate.disarm(ticket, None) if truth is None else _disarm(gate, ticket, place, truth, cuts)
     if truth is not None:
         raise truth
     return item
+
+
+def _disarm(gate: Gate, ticket: Ticket, place: int, exc: BaseException, cuts: Cuts) -> BaseException | None:
+    found = gate.disarm(ticket, exc)
+    if found is not exc and found is not None:
+        found.__cause__ = exc
+        cuts[place] = exc
+    return found
 
 
 def gated_iterator(

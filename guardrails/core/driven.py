@@ -32,20 +32,28 @@ def driven(
     call_of: CallMaker,
 ) -> Callable[..., Any]:
     """`fn` behind `strategy`. One that recovers from calls is `drive.gated`'s, with the gates inside it, if any."""
+    # For those alone that ever are: to ask costs as much as a gate.
+    can_idle = type(strategy).idle is not Strategy.idle
     if kind == "stream":
 
         def stream(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+            if can_idle and strategy.idle:
+                return fn(*args, **kwargs)  # type: ignore[no-any-return]
             return strategy.run_stream(call_of(args, kwargs), lambda: fn(*args, **kwargs))
 
         return stream
     if kind == "coroutine":
 
         async def run(*args: Any, **kwargs: Any) -> Any:
+            if can_idle and strategy.idle:
+                return await fn(*args, **kwargs)
             return await strategy.run(call_of(args, kwargs), lambda: fn(*args, **kwargs))
 
         return run
 
     def blocking(*args: Any, **kwargs: Any) -> Any:
+        if can_idle and strategy.idle:
+            return fn(*args, **kwargs)
         return strategy.run_blocking(call_of(args, kwargs), lambda: fn(*args, **kwargs))
 
     return blocking

@@ -4,7 +4,7 @@
 
     GuardrailError
     ├── Rejected              we refused to run the call; it never reached the dependency
-    │   ├── CircuitOpen       the breaker is open, or half-open with every probe taken (gates/circuit_open.py)
+    │   ├── CircuitOpen       the breaker is open, or half-open with every probe taken (gates/breaker)
     │   ├── RateLimited       the limiter has no room for it in time (gates/limiter)
     │   ├── QueueFull         as many calls wait already as the queue holds
     │   ├── WaitTimeout       the call waited for its turn as long as it may
@@ -13,7 +13,8 @@
     ├── Failed                the call ran, and broke
     │   ├── TimedOut          it took longer than `timeout` allows (also a `TimeoutError`)
     │   ├── ConnectionClosed  idle for too long, or closed to make room (gates/connection.py)
-    │   └── RetriesExhausted  every attempt returned a failure (strategies/retrying.py)
+    │   ├── RetriesExhausted  every attempt returned a failure (strategies/retrying.py)
+    │   └── InjectedError     a fault on purpose (strategies/inject)
     └── InternalError         a bug in this library: please report it
 
 Misuse is not in the tree: a wrong argument is a `TypeError` or `ValueError` when the guard is built, and names the

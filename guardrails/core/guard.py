@@ -73,6 +73,9 @@ class Guard(abc.ABC):
 
     name: str
     positions: tuple[Position, ...] = ()
+    #: False when the guard looks at no call's arguments: a plain call is then handed to it without them, which saves
+    #: more than many a guard costs. Read when a function is guarded.
+    reads_call = True
 
     @abc.abstractmethod
     def describe(self) -> str:
@@ -87,9 +90,8 @@ class Gate(Guard):
     #: True when the gate can interrupt a running call. Such a gate has `arm` and `disarm`, and works on async code
     #: only: nothing can interrupt a sync function from outside.
     interrupts = False
-    #: False when the gate looks at no call's arguments: a plain call is then handed to it without them, which saves
-    #: more than many a gate costs. Read when a function is guarded.
-    reads_call = True
+    #: False when the gate's `settle` does nothing after a success that `disarm` did not do.
+    settles = True
 
     @abc.abstractmethod
     def try_enter(self, call: Call) -> Ticket | None:
@@ -146,7 +148,9 @@ class DrivenCall(Call):
         judge: Callable[[BaseException], Outcome],
         judge_result: Callable[[Any], Outcome],
     ) -> None:
-        super().__init__(args, kwargs)
+        self.args = args  # not by the base's __init__, which takes longer than all of this
+        self.kwargs = kwargs
+        self.stream = False
         self.function = function
         self.judge = judge
         self.judge_result = judge_result
@@ -167,6 +171,11 @@ class Strategy(Guard):
     tally: Callable[[], object] | None = None
     #: Whether it can drive an async generator, by `run_stream`.
     streams = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether it would only hand a call on: then it is not asked to. Looked at before each call."""
+        return False
 
     async def run(self, call: DrivenCall, proceed: Callable[[], Awaitable[T]]) -> T:
         """Run an async call: zero times, once, or more often."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
@@ -30,19 +31,26 @@ from guardrails.core.outcome import SUCCESS, Outcome
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_building = threading.Lock()
+
 
 class Layer:
     """What makes a single guard, and a pipeline, a decorator and a block: `@layer`, `async with layer:`, `with
     layer:`.
     """
 
+    # Not found in `__dict__`: to look there makes CPython build a real dictionary for the guard, and then every read of
+    # an attribute costs half as much again, on each call.
+    _alone: Pipeline | None = None
+
     @property
     def pipeline(self) -> Pipeline:
         """This layer as a pipeline."""
-        alone = self.__dict__.get("_alone")
-        if alone is None:  # two threads may come here at once: the first one's stays, for open blocks are kept in it
-            alone = self.__dict__.setdefault("_alone", Pipeline((cast("Guard", self),)))
-        return cast("Pipeline", alone)
+        if self._alone is None:
+            alone = Pipeline((cast("Guard", self),))
+            with _building:  # two threads may come here at once: the first one's stays, for open blocks are kept in it
+                self._alone = self._alone or alone
+        return self._alone
 
     def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
         """Guard a function: `def`, `async def`, generator or async generator. Its signature stays."""
@@ -255,7 +263,7 @@ class _Guarded:
 
 
 def guard(
-    *layers: Layer,
+    *layers: Layer | Guard,
     classify: Callable[[BaseException], Outcome] = outcome.classify,
     classify_result: Callable[[Any], Outcome] = outcome.classify_result,
     check_order: bool = True,

@@ -28,15 +28,20 @@ class Deadline(Protocol):
     def expire(self) -> None: ...
 
 
-class Bucket(set[Deadline]):
+class Bucket:
     """The deadlines of one slot. All of them fire after `until`, a time of the loop; 0.0 once the bucket is spent."""
 
-    __slots__ = ("loop", "slot", "until", "wheel")
+    __slots__ = ("entries", "loop", "slot", "until", "wheel")
 
+    #: Held and not inherited from: a plain set is twice as fast.
+    entries: set[Deadline]
     slot: int
     until: float
     wheel: TimerWheel
     loop: weakref.ref[asyncio.AbstractEventLoop]
+
+    def __init__(self) -> None:
+        self.entries = set()
 
     def drop(self) -> None:
         """Forget this bucket, which is empty."""
@@ -66,7 +71,7 @@ class TimerWheel:
         )
 
     def __len__(self) -> int:
-        return sum(map(len, self._buckets.values()))
+        return sum(len(bucket.entries) for bucket in self._buckets.values())
 
     def bucket(self, when: float) -> Bucket:
         """The bucket for deadlines at `when`, a time of the loop; who adds to it removes from it."""
@@ -86,15 +91,15 @@ class TimerWheel:
             now = max(now, _now())  # uvloop's time is that of the turn's beginning
         bucket = self.bucket(now + seconds)
         deadline.slot = bucket.slot
-        bucket.add(deadline)
+        bucket.entries.add(deadline)
         return bucket
 
     def remove(self, deadline: Deadline) -> None:
         """Forget a deadline. Nothing happens if it has fired or was removed."""
         bucket = self._buckets.get(deadline.slot)
         if bucket is not None:
-            bucket.discard(deadline)
-            if not bucket:
+            bucket.entries.discard(deadline)
+            if not bucket.entries:
                 bucket.drop()
 
     def _alive(self) -> asyncio.AbstractEventLoop:
@@ -117,7 +122,7 @@ class TimerWheel:
         for slot in sorted(slot for slot in self._buckets if slot <= due):
             bucket = self._buckets.pop(slot)
             bucket.until = 0.0  # whoever keeps it at hand must not add to it any more
-            for deadline in bucket:
+            for deadline in bucket.entries:
                 deadline.expire()
         if self._buckets:
             self._set_timer(min(self._buckets))

@@ -4,9 +4,9 @@ A loop over the gates costs more than most gates do, and so does a frame for a s
 `dataclasses` does for methods, the source of the wrapper is put together from the pattern below and compiled once for
 each variant. What it says for two gates, the second of which interrupts, inside a strategy that recovers::
 
-    async def guarded(*args, **kwargs):
+    async def guarded(*args, **kwargs):              # or fn's own parameters, if no guard reads the call
         tally()                                      # if the strategy counts calls
-        call = Call(args, kwargs)                    # or UNREAD, if no gate reads it
+        call = Call(args, kwargs)                    # or UNREAD
         stage = 0                                    # gates entered
         try:
             ticket_0 = try_enter_0(call)
@@ -28,16 +28,17 @@ each variant. What it says for two gates, the second of which interrupts, inside
         else:
             outcome = SUCCESS if type(result) in PLAIN else judge_result(result_verdict, result)
             disarm_1(ticket_1, None)
-            settle_1(ticket_1, outcome)              # each in a `try`, which costs nothing while it holds
-            settle_0(ticket_0, outcome)
+            settle_1(ticket_1, outcome)              # each in a `try`, which costs nothing while it holds; if it does
+            settle_0(ticket_0, outcome)              # anything at all
             if outcome.kind == "success":            # without a strategy: always
                 return result
         try:
-            return await recover(call_of(args, kwargs), outcome, result, lambda: again(*args, **kwargs))
+            return await recover(call_of(args, kwargs), outcome, result, partial(again, *args, **kwargs))
         finally:
             del outcome                              # its exception's traceback holds this frame: a reference cycle
 
-Only numbers go into the source; functions and gates come in as globals of the compiled code.
+Only numbers go into the source; functions and gates come in as globals of the compiled code, and the names of
+parameters as `guardrails.core.signature` says.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ from typing import Any
 
 from guardrails.core import outcome
 from guardrails.core.guard import UNREAD, Call, Gate, Strategy
+from guardrails.core.signature import Shape, fitted, shape_of
 
 #: Types whose values cannot be a response with a status: the default verdict on them is known.
-_PLAIN = frozenset({type(None), bool, int, float, str, bytes, bytearray, list, dict, tuple, set, frozenset})
+_VALUES = frozenset({type(None), bool, int, float, str, bytes, bytearray, list, dict, tuple, set, frozenset})
 
 
 def compile_guarded(
@@ -73,8 +75,16 @@ def compile_guarded(
         tools: the functions that the pattern names, and the pipeline's verdicts.
         strategy: one that recovers, directly outside the gates.
     """
-    names = {"fn": fn, "Call": Call, "UNREAD": UNREAD, "SUCCESS": outcome.SUCCESS, **tools}
-    names["PLAIN"] = _PLAIN if plain else frozenset()
+    names = {
+        "fn": fn,
+        "Call": Call,
+        "UNREAD": UNREAD,
+        "SUCCESS": outcome.SUCCESS,
+        "VALUES": _VALUES,
+        "partial": functools.partial,
+        **tools,
+    }
+    names["PLAIN"] = _VALUES if plain else frozenset()
     for number, gate in enumerate(gates):
         names[f"gate_{number}"] = gate
         names[f"try_enter_{number}"] = gate.try_enter
@@ -85,23 +95,33 @@ def compile_guarded(
         names["tally"] = strategy.tally
         names["recover"] = strategy.recover if is_async else strategy.recover_blocking
         names["again"] = compile_guarded(fn, gates, is_async=is_async, plain=plain, tools=tools) if gates else fn
+    reads_call = any(gate.reads_call for gate in gates)
+    shape = None if reads_call or (strategy is not None and strategy.reads_call) else shape_of(fn)
     code = _code(
-        tuple(gate.interrupts for gate in gates),
+        tuple((gate.interrupts, gate.settles) for gate in gates),
+        shape,
         is_async=is_async,
-        reads_call=any(gate.reads_call for gate in gates),
+        reads_call=reads_call,
         recovers=strategy is not None,
         tallies=strategy is not None and strategy.tally is not None,
     )
-    exec(code, names)  # noqa: S102 - the source is ours and holds no text from outside
-    guarded: Callable[..., Any] = names["guarded"]
-    return guarded
+    return fitted(code, fn, shape, names)
 
 
-@functools.cache
-def _code(interrupts: tuple[bool, ...], *, is_async: bool, reads_call: bool, recovers: bool, tallies: bool) -> CodeType:
+@functools.lru_cache(1024)
+def _code(
+    kinds: tuple[tuple[bool, bool], ...],
+    shape: Shape | None,
+    *,
+    is_async: bool,
+    reads_call: bool,
+    recovers: bool,
+    tallies: bool,
+) -> CodeType:
     wait = "await " if is_async else ""
-    count = len(interrupts)
-    lines = [f"{'async ' if is_async else ''}def guarded(*args, **kwargs):"]
+    count = len(kinds)
+    parameters, arguments = ("*args, **kwargs",) * 2 if shape is None else (shape.parameters, shape.arguments)
+    lines = [f"{'async ' if is_async else ''}def guarded({parameters}):"]
     if tallies:
         lines.append("    tally()")
     lines += ["    call = Call(args, kwargs)" if reads_call else "    call = UNREAD", "    stage = 0", "    try:"]
@@ -112,35 +132,39 @@ def _code(interrupts: tuple[bool, ...], *, is_async: bool, reads_call: bool, rec
             f"            ticket_{number} = {wait}enter_{number}(call)",
             f"        stage = {number + 1}",
         ]
-    lines.append(f"        result = {wait}fn(*args, **kwargs)")
+    lines.append(f"        result = {wait}fn({arguments})")
     if not is_async:
         lines += [
-            "        if type(result) in LAZY or hasattr(type(result), '__await__'):",
+            "        if type(result) not in VALUES and (type(result) in LAZY or hasattr(type(result), '__await__')):",
             "            refuse_lazy(fn, result)",
         ]
     lines += ["    except BaseException as exc:", *_failed(count, recovers=recovers), "    else:"]
     lines += ["        outcome = SUCCESS if type(result) in PLAIN else judge_result(result_verdict, result)"]
     for number in reversed(range(count)):
-        if interrupts[number]:
+        interrupts, settles = kinds[number]
+        if interrupts:
             lines.append(f"        disarm_{number}(ticket_{number}, None)")
-        lines += [
-            "        try:",
-            f"            settle_{number}(ticket_{number}, outcome)",
-            "        except Exception:",
-            f"            unsettled(gate_{number})",
-        ]
+        if settles:
+            lines += [
+                "        try:",
+                f"            settle_{number}(ticket_{number}, outcome)",
+                "        except Exception:",
+                f"            unsettled(gate_{number})",
+            ]
     if not recovers:
         lines.append("        return result")
     else:
+        call, again = ("args, kwargs" if shape is None else "(), {}"), (f", {arguments}" if arguments else "")
         lines += [
             "        if outcome.kind == 'success':",
             "            return result",
             "    try:",
-            f"        return {wait}recover(call_of(args, kwargs), outcome, result, lambda: again(*args, **kwargs))",
+            f"        return {wait}recover(call_of({call}), outcome, result, partial(again{again}))",
             "    finally:",
             "        del outcome",
         ]
-    return compile("\n".join(lines), "<guardrails: unrolled>", "exec")
+    module = compile("\n".join(lines), "<guardrails: unrolled>", "exec")
+    return next(const for const in module.co_consts if isinstance(const, CodeType))
 
 
 def _failed(count: int, *, recovers: bool) -> list[str]:

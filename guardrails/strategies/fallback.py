@@ -40,7 +40,7 @@ class Fallback(Layer, Strategy):
     def __init__(self, answer: Any, *, on: tuple[On, ...] | None, name: str) -> None:
         self.name = name
         self._answer = answer
-        self._function = callable(answer)
+        self._function = self.reads_call = callable(answer)
         self._takes_error = self._function and _takes_error(answer)
         self._types = tuple(item for item in on or () if isinstance(item, type))
         self._predicates = tuple(item for item in on or () if not isinstance(item, type))

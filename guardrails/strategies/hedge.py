@@ -81,17 +81,22 @@ class Latencies:
 class _Race:
     """The attempts of one call."""
 
-    __slots__ = ("call", "changed", "error", "failures", "result", "running", "started", "winner")
+    __slots__ = ("call", "changed", "error", "failures", "result", "running", "scopes", "winner")
 
     def __init__(self, call: DrivenCall) -> None:
         self.call = call
         self.changed = anyio.Event()
-        self.started = 0
+        self.scopes: list[anyio.CancelScope] = []  # one for each attempt that was started
         self.running = 0
         self.winner = 0  # the number of the attempt that succeeded
         self.result: Any = None
         self.error: BaseException | None = None  # ends the race though it is no success
         self.failures: list[tuple[Exception | None, Any]] = []
+
+    @property
+    def started(self) -> int:
+        """Attempts that were started."""
+        return len(self.scopes)
 
     @property
     def over(self) -> bool:
@@ -179,14 +184,16 @@ class Hedge(Layer, Strategy):
         async with anyio.create_task_group() as group:
 
             def start() -> None:
-                race.started += 1
+                race.scopes.append(anyio.CancelScope())
                 race.running += 1
                 group.start_soon(self._attempt, race, race.started, proceed)
 
             start()
             await self._referee(race, start)
-            if race.running:
-                group.cancel_scope.cancel()
+            # Each by itself: cancelled as a group, anyio 4.16 takes a cancellation too many back from this task, and
+            # somebody else's that comes in the same turn is lost.
+            for scope in race.scopes:
+                scope.cancel()
         # The task group is left before anything is raised: it would wrap it in an ExceptionGroup.
         if race.winner:
             if race.winner > 1 and events.sinks:
@@ -227,14 +234,15 @@ class Hedge(Layer, Strategy):
         """One attempt, in a task of its own. Raises nothing: how it ended is written down in `race`."""
         began = self._clock.now()
         try:
-            result = await proceed()
+            with race.scopes[number - 1] as scope:
+                result = await proceed()
         except BaseException as exc:
             race.raised(exc)
             # A slow first attempt that lost counts with the time that it was given: else the tail would cut itself off,
             # and the percentile sink from call to call.
             answered = race.winner > 0
         else:
-            answered = race.returned(number, result)
+            answered = race.winner > 0 if scope.cancelled_caught else race.returned(number, result)
         race.running -= 1
         race.changed.set()
         if number == 1 and answered and self.percentile is not None:

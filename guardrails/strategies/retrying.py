@@ -92,6 +92,7 @@ class Retry(Layer, Strategy):
         #: Counts a call for the budget; None without one.
         self.tally: Callable[[], object] | None = None if policy.budget is None else policy.budget.count_calls()
         self.recovers = not policy.from_the_start
+        self.reads_call = policy.asks_tenacity
 
     @property
     def budget(self) -> RetryBudget | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
@@ -16,15 +17,27 @@ from guardrails.testing import FakeClock
 GIB = 1024**3
 
 
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(
     params=[
         pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+        # Debugging, which development mode brings, keeps a stack for each callback: a third of a test's time. Once is
+        # enough.
+        pytest.param(("asyncio", {"use_uvloop": True, "debug": False}), id="uvloop"),
         pytest.param(("trio", {}), id="trio"),
     ]
 )
 def anyio_backend(request: pytest.FixtureRequest) -> object:
-    return request.param
+    """The three loops. A test that is marked `many` makes so many callbacks that it goes without debugging."""
+    name, options = request.param
+    if name == "asyncio" and request.node.get_closest_marker("many") is not None:
+        options = {**options, "debug": False}
+    return name, options
 
 
 class FakeMemory:

@@ -10,9 +10,10 @@ import pybreaker
 import pytest
 
 from guardrails.core.guard import Call
-from guardrails.core.outcome import SUCCESS, Outcome
+from guardrails.core.outcome import IGNORED, SUCCESS, Outcome
 from guardrails.errors import CircuitOpen
 from guardrails.gates.breaker import breaker
+from guardrails.gates.breaker.shared_state import MOST_WRITES
 
 CALL = Call((), {})
 FAILURE = Outcome("failure", ValueError("down"))
@@ -99,3 +100,19 @@ def test_a_broken_storage_is_logged_and_the_breaker_goes_on_alone(clock, caplog)
         arrived()
     assert "state storage failed" in caplog.text
     assert circuit.state == "open"
+
+
+def test_what_a_broken_storage_has_missed_reaches_it_later(clock, caplog):
+    storage = Remote()
+    circuit = breaker(fail_max=10_000, state_storage=storage, clock=clock)
+    storage.broken = True
+    with caplog.at_level(logging.WARNING, "guardrails.breaker"):
+        for _ in range(MOST_WRITES + 10):
+            run(circuit, FAILURE)
+            arrived()
+        storage.broken = False
+        clock.advance(1)
+        run(circuit, IGNORED)
+        arrived()
+    assert storage.memory.counter == MOST_WRITES
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]  # not one for each call

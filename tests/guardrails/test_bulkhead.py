@@ -375,6 +375,7 @@ async def test_a_cancellation_at_every_step_keeps_the_permits_balanced():
 
 
 @pytest.mark.anyio
+@pytest.mark.many
 async def test_threads_and_tasks_share_it_and_no_wake_up_is_lost():
     gate = bulkhead(2, queue=10_000)
     lock, running, most, done = threading.Lock(), [0], [0], [0]

@@ -527,6 +527,7 @@ def test_loops_in_two_threads_share_a_guard():
 
 
 @pytest.mark.anyio
+@pytest.mark.many
 async def test_connections_of_all_kinds_with_random_ends_leave_nothing(clock, idle):
     chance = random.Random(3)
     guard = connections(per_key=3, idle_timeout=2, max_total=6, when_full="close_oldest", clock=clock)

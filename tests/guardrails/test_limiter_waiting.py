@@ -509,6 +509,7 @@ async def test_a_thread_wakes_a_task(gate, idle, clock):
 
 
 @pytest.mark.anyio
+@pytest.mark.many
 async def test_threads_and_tasks_share_a_limiter_and_no_wake_up_is_lost():
     gate = limiter(requests=2000, per=1, burst=3, queue=10_000, max_wait=60)
     done = [0]
@@ -672,13 +673,12 @@ def test_in_every_story_the_queue_is_fair_the_rate_holds_and_nobody_is_forgotten
             if not task.cancelled():
                 task.result()
 
-    asyncio.run(tell())
+    asyncio.run(tell(), debug=False)
 
 
 @pytest.mark.anyio
-async def test_a_thousand_calls_with_random_cancellation(clock, anyio_backend):
-    if anyio_backend[0] == "asyncio":
-        asyncio.get_running_loop().set_debug(False)
+@pytest.mark.many
+async def test_a_thousand_calls_with_random_cancellation(clock):
     chance = random.Random(20_240_607)
     gate = limiter(requests=20, tokens=200, per=1, queue=60, max_wait=5, adaptive=True, clock=clock)
     seen = dict.fromkeys(("ran", "refused", "cancelled"), 0)

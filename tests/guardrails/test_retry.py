@@ -21,27 +21,9 @@ from guardrails.testing import FakeClock, capture_events
 pytestmark = pytest.mark.anyio
 
 
-class Jumping(FakeClock):
-    """A fake clock that jumps over each wait, and keeps it."""
-
-    def __init__(self):
-        super().__init__()
-        self.waits = []
-
-    async def sleep(self, seconds):
-        self.waits.append(seconds)
-        self.advance(seconds)
-        await anyio.lowlevel.checkpoint()
-
-    def wait_thread(self, event, seconds):
-        self.waits.append(seconds)
-        self.advance(seconds)
-        return False
-
-
 @pytest.fixture
 def jumping():
-    return Jumping()
+    return FakeClock(autojump=True)
 
 
 class HTTPError(Exception):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from types import MappingProxyType
 
-import anyio
 import pytest
 import tenacity
 import tenacity.asyncio.retry
@@ -18,25 +17,9 @@ from guardrails.testing import FakeClock, capture_events
 pytestmark = pytest.mark.anyio
 
 
-class Jumping(FakeClock):
-    def __init__(self):
-        super().__init__()
-        self.waits = []
-
-    async def sleep(self, seconds):
-        self.waits.append(seconds)
-        self.advance(seconds)
-        await anyio.lowlevel.checkpoint()
-
-    def wait_thread(self, event, seconds):
-        self.waits.append(seconds)
-        self.advance(seconds)
-        return False
-
-
 @pytest.fixture
 def clock():
-    return Jumping()
+    return FakeClock(autojump=True)
 
 
 def failing(error=ValueError):

@@ -25,9 +25,8 @@ def at_zero(gate, circuit):
 
 
 @pytest.mark.anyio
-async def test_ten_thousand_calls_with_random_cancellation(memory, clock, anyio_backend):
-    if anyio_backend[0] == "asyncio":
-        asyncio.get_running_loop().set_debug(False)  # it writes down a traceback for every step: four times slower
+@pytest.mark.many
+async def test_ten_thousand_calls_with_random_cancellation(memory, clock):
     chance = random.Random(20_240_607)
     circuit = breaker(
         failure_rate=0.5, min_calls=10, window=20, open_for=0.1, success_threshold=3, probe_lease=5, clock=clock
@@ -101,6 +100,7 @@ def tasks_left(gate, scopes):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("state", ["closed", "half-open"])
+@pytest.mark.many
 async def test_a_cancellation_at_every_step_leaves_the_books_balanced(memory, state):
     for cancel_at in range(40):
         circuit = breaker(fail_max=1, open_for=1e-9)
@@ -203,6 +203,7 @@ class NoMemory:
 
 
 @pytest.mark.anyio
+@pytest.mark.many
 async def test_threads_and_tasks_share_a_gate_and_no_wake_up_is_lost(memory):
     gate = admit(concurrency=2, memory="1MiB", queue=10_000, sampler=memory)
     lock, running, most, done = threading.Lock(), [0], [0], [0]
@@ -300,6 +301,7 @@ async def test_waiting_threads_time_out_and_are_granted_without_a_loss(memory):
 
 
 @pytest.mark.anyio
+@pytest.mark.many
 async def test_timeouts_and_cancellations_race_without_a_loss(memory):
     chance = random.Random(7)
     circuit, gate = breaker(fail_max=10**6), admit(concurrency=5, queue=500, sampler=memory)

@@ -203,6 +203,7 @@ async def test_the_call_can_clean_up():
     assert cleaned == [True]
 
 
+@pytest.mark.many
 async def test_many_calls_time_out_together():
     results = []
 
@@ -392,7 +393,7 @@ def expire_now(loop):
     """End every limit of the loop at once, as the wheel does when the time has come."""
     buckets = wheel_of(loop)._buckets
     for slot in list(buckets):
-        for deadline in buckets.pop(slot):
+        for deadline in buckets.pop(slot).entries:
             deadline.expire()
 
 
@@ -530,20 +531,21 @@ async def test_first_and_idle_alone_do_not_limit_a_plain_call():
 
 
 def test_outside_a_loop_there_is_no_task():
-    from guardrails.gates.timeout import _current_task
+    from guardrails.gates.timeout.gate import _current_task
 
     assert _current_task(None) is None
 
 
 @on_asyncio
 async def test_the_task_of_a_loop():
-    from guardrails.gates.timeout import _current_task, _task_of
+    from guardrails.gates.timeout.gate import _current_task, _task_of
 
     loop = asyncio.get_running_loop()
     assert _task_of(loop) is _current_task(loop) is asyncio.current_task()
 
 
 @on_asyncio
+@pytest.mark.many
 async def test_buckets_that_are_left_empty_are_dropped():
     limits = [timeout(FOREVER + number) for number in range(3)]
     wheel = wheel_of(asyncio.get_running_loop())

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrails.gates.windows import BUCKETS, ConsecutiveFailures, Counts, CountWindow, FailureCount, Rates, TimeWindow
+from guardrails.gates.breaker.windows import (
+    BUCKETS,
+    ConsecutiveFailures,
+    Counts,
+    CountWindow,
+    FailureCount,
+    Rates,
+    TimeWindow,
+)
 
 CALLS = st.lists(st.tuples(st.booleans(), st.booleans()), max_size=80)  # (failed, slow)
 

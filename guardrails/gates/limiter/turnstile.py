@@ -6,7 +6,6 @@ Threads: the lock guards the lanes; it is never held across an await, a wake-up,
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -15,6 +14,7 @@ from guardrails.core.clock import Clock
 from guardrails.core.deadline import remaining
 from guardrails.core.waiting import on_event_loop
 from guardrails.gates.limiter.adaptive import AdaptiveRate
+from guardrails.gates.limiter.exclusive import Exclusive
 from guardrails.gates.limiter.lane import Amounts, Lane, Lanes, Pending, Rates, TaskTurn, ThreadTurn
 from guardrails.gates.limiter.reservation import Reservation, wake
 from guardrails.gates.limiter.settings import Costs, amount_text
@@ -56,9 +56,7 @@ class Turnstile:
         self.costs = costs
         self._clock = clock
         self.now = clock.now
-        # Re-entrant: the garbage collector may finalise a guarded generator, and so settle a call, in the middle of our
-        # own code.
-        self.lock = threading.RLock()
+        self.lock = Exclusive()
         self._lanes = Lanes(queue, adaptive, max_keys)
         #: The only lane, if there is but one.
         self._lane = None if keyed or None not in tiers else self._lanes.of(ALONE, tiers[None], self.now())
@@ -67,9 +65,7 @@ class Turnstile:
         now = self.now()
         woken: Iterable[Any] = ()
         parts = None
-        lock = self.lock
-        lock.acquire()  # 'with' takes twice as long
-        try:
+        with self.lock:
             lane = self._lane
             if lane is None:
                 lane = self._lanes.of(ident, self._tiers[ident[0]], now)
@@ -78,8 +74,6 @@ class Turnstile:
                 woken = lane.advance(now)
             if lane.first is None:
                 parts = lane.take(amounts, now)
-        finally:
-            lock.release()
         if woken:
             wake(woken)
         if parts is not None:

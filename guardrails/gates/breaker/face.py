@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from guardrails.core.clock import Clock
 from guardrails.core.outcome import IGNORED, Outcome
-from guardrails.gates.break_duration import BreakDuration, Fixed, break_duration
-from guardrails.gates.pybreaker_face import SharedFailures, SharedState
-from guardrails.gates.windows import ConsecutiveFailures, Counts, FailureCount, Rule
+from guardrails.gates.breaker.break_duration import BreakDuration, Fixed, break_duration
+from guardrails.gates.breaker.shared_state import SharedFailures, SharedState
+from guardrails.gates.breaker.windows import ConsecutiveFailures, Counts, FailureCount, Rule
 
 State = Literal["closed", "open", "half-open", "forced-open", "disabled", "metrics-only"]
 

@@ -1,14 +1,4 @@
-"""Timeout: cuts off a call that takes too long, and a stream that falls silent.
-
-`total` limits the whole call, `first` a stream's first item, `idle` each further one. The reader's own time between two
-items counts towards `total` only. What is left is the ambient deadline of the work inside (`guardrails.core.deadline`).
-
-On asyncio a deadline is an entry in the loop's timer wheel (see `guardrails.core.timers`) that cancels the task, and
-the cancellation is told apart from everybody else's as `asyncio.timeout` does it: by `Task.cancelling`. On trio, and
-on a fake clock, it is a cancel scope around each step. Neither is ever open while a stream's reader holds an item.
-
-Threads: a call is entered and settled by one task; of the guard itself only the bucket at hand changes.
-"""
+"""The guard of time: `timeout(...)` and its gate."""
 
 from __future__ import annotations
 
@@ -18,8 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import anyio
-
 from guardrails.core import deadline, events
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
 from guardrails.core.errors import TimedOut
@@ -27,6 +15,7 @@ from guardrails.core.guard import Call, Gate, Position
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer
 from guardrails.core.timers import Bucket, wheel_of
+from guardrails.gates.timeout.tickets import FIRST, IDLE, LIMITS, TOTAL, Plain, Scoped, Stepped
 
 _now = time.monotonic
 _ambient = deadline.current
@@ -44,53 +33,6 @@ _task_of: Callable[[object], asyncio.Task[Any] | None] = (
 _loop_here = asyncio._get_running_loop  # noqa: SLF001 - documented for framework authors, and does not raise
 
 
-class _Quick:
-    """A plain call under the clock on asyncio: an entry of the timer wheel, and the ambient deadline of the work.
-
-    ``bucket`` is where it stands on the wheel: None when it fired, or is not armed.
-    """
-
-    __slots__ = ("bucket", "cancelling", "parent", "slot", "task", "until")
-    enforced = True
-    clock: Clock = SYSTEM_CLOCK
-    scope: anyio.CancelScope | None = None
-
-    bucket: Bucket | None
-    cancelling: int
-    parent: deadline.Limit | None
-    slot: int
-    task: asyncio.Task[Any] | None
-    until: float | None
-
-    def expire(self) -> None:
-        """The time has come (called by the wheel, on the loop)."""
-        task, bucket = self.task, self.bucket
-        assert task is not None  # noqa: S101 - what is disarmed is off the wheel
-        assert bucket is not None  # noqa: S101
-        if getattr(task, "_must_cancel", False):
-            # Somebody else's cancellation is on its way to the task. Ours would take the place of its message, by which
-            # anyio knows its own: let it arrive, and look again.
-            self.bucket = bucket.wheel.add(self, 0.0)
-            return
-        self.bucket = None
-        task.cancel()
-
-
-class _Ticket(_Quick):
-    """Any other call, or a stream."""
-
-    __slots__ = ("clock", "items", "limit", "scope", "seconds", "started")
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock: Clock = clock
-        self.items = 0
-        self.limit = "total"
-        self.seconds = 0.0
-        self.started = 0.0
-        self.scope: anyio.CancelScope | None = None
-        self.bucket = self.parent = self.task = self.until = None
-
-
 # Stands for "none at hand": spent, so that nothing is ever added to it.
 _SPENT = Bucket()
 _SPENT.until = 0.0
@@ -101,6 +43,7 @@ class Timeout(Layer, Gate):
 
     interrupts = True
     reads_call = False
+    settles = False
     positions = (Position.DEADLINE, Position.TIMEOUT)
 
     def __init__(
@@ -134,7 +77,7 @@ class Timeout(Layer, Gate):
     def __repr__(self) -> str:
         return f"<{self.describe()}>"
 
-    def try_enter(self, call: Call) -> _Quick:
+    def try_enter(self, call: Call) -> Plain:
         """Start the clock. Never waits."""
         quick = self._quick
         if quick is not None and not call.stream:
@@ -149,52 +92,98 @@ class Timeout(Layer, Gate):
                 while outer is not None and outer.until is None:  # `innermost`, without the call
                     outer = outer.parent
                 if bucket is not _SPENT and (outer is None or outer.enforced):
-                    ticket = _Quick()
+                    ticket = Plain()
                     ticket.task = task
                     ticket.cancelling = task.cancelling()
                     ticket.bucket = bucket
                     ticket.parent = outer
                     ticket.until = when
-                    bucket.add(ticket)
+                    bucket.entries.add(ticket)
                     if self.ambient:
                         _ambient.set(ticket)
                     return ticket
-        other = _Ticket(self._clock)
         if call.stream:
-            other.started = self._clock.now()
-        elif self.total is not None:
-            self._arm(other, self.total, "total", self.total)
+            return Stepped(self._clock, self.total)
+        other = Scoped(self._clock)
+        if self.total is not None:
+            self._arm(other, self.total, TOTAL, self.total)
         return other
 
-    def settle(self, ticket: _Quick, outcome: Outcome) -> None:
-        """Nothing is left to do: `disarm` saw the end."""
+    def settle(self, ticket: Plain, outcome: Outcome) -> None:  # noqa: ARG002 - the contract
+        """A stream is over. Of a plain call, `disarm` saw the end."""
+        if type(ticket) is Stepped:
+            ticket.end()
 
-    def arm(self, ticket: _Ticket) -> None:
+    def arm(self, ticket: Stepped) -> None:
         """Start to watch one item of a stream: the limit that comes first."""
-        limits = [("idle", self.idle, self.idle)] if ticket.items else [("first", self.first, self.first)]
-        if self.total is not None:
-            limits.append(("total", self.total, max(0.0, ticket.started + self.total - self._clock.now())))
-        nearest = min(
-            (limit for limit in limits if limit[2] is not None), key=lambda limit: limit[2] or 0.0, default=None
-        )
-        ticket.items += 1
-        if nearest is not None and nearest[1] is not None and nearest[2] is not None:
-            self._arm(ticket, nearest[2], nearest[0], nearest[1])
+        kind, limit = (IDLE, self.idle) if ticket.items else (FIRST, self.first)
+        ticket.items = 1
+        clock = self._clock
+        now = _now() if clock is SYSTEM_CLOCK else clock.now()
+        until = ticket.ends
+        if limit is not None and now + limit < until:
+            until = now + limit
+            ticket.kind = kind
+        else:
+            limit = self.total
+            ticket.kind = TOTAL
+        if limit is None:  # this item has no limit
+            return
+        ticket.quick = clock is SYSTEM_CLOCK and self._arm_quickly(ticket, until)
+        if not ticket.quick:
+            self._arm(ticket, max(0.0, until - now), ticket.kind, limit)
 
-    def disarm(self, ticket: _Quick, exc: BaseException | None) -> BaseException | None:
+    def _arm_quickly(self, ticket: Stepped, until: float) -> bool:
+        loop = _loop_here()
+        task = _task_of(loop)
+        if loop is None or task is None:
+            return False
+        outer = _ambient.get()
+        if outer is not ticket:
+            outer = deadline.innermost(ticket)
+            if outer is not None and not outer.enforced:
+                return False
+            ticket.parent = outer
+            if self.ambient:
+                _ambient.set(ticket)
+        elif ticket.parent is not None and not ticket.parent.enforced:
+            return False
+        entry = ticket.entry
+        if entry is None or not entry.covers(until, loop):
+            wheel = wheel_of(loop)
+            if not wheel.monotonic:
+                return False
+            ticket.enter_wheel(wheel, until)
+        ticket.until = until
+        ticket.task = task
+        ticket.cancelling = task.cancelling()
+        return True
+
+    def disarm(self, ticket: Plain, exc: BaseException | None) -> BaseException | None:
         """Stop watching; a cancellation that was ours becomes `TimedOut`."""
         ticket.until = None
         bucket = ticket.bucket
         if bucket is not None:
             ticket.bucket = ticket.task = None
-            bucket.discard(ticket)
-            if not bucket and bucket is not self._bucket:
+            entries = bucket.entries
+            entries.discard(ticket)
+            if not entries and bucket is not self._bucket:
                 bucket.drop()
             return exc
         task, ticket.task = ticket.task, None
-        if task is None:
+        if type(ticket) is Stepped and ticket.quick:
+            ticket.quick = False
+            if not ticket.fired:
+                return exc
+            ticket.fired = False
+            ticket.limit, ticket.seconds = LIMITS[ticket.kind], (self.total, self.first, self.idle)[ticket.kind] or 0.0
+        elif task is None:
             return exc if ticket.scope is None else self._close_scope(ticket, exc)
-        # It fired. Somebody else may have cancelled the task too: then the cancellation is theirs, and stays one.
+        return self._fired(ticket, task, exc)
+
+    def _fired(self, ticket: Plain, task: asyncio.Task[Any] | None, exc: BaseException | None) -> BaseException | None:
+        assert task is not None  # noqa: S101 - what fires has a task
+        # Somebody else may have cancelled the task too: then the cancellation is theirs, and stays one.
         if task.uncancel() <= ticket.cancelling and isinstance(exc, asyncio.CancelledError):
             return self._cut(ticket)
         return exc
@@ -205,17 +194,17 @@ class Timeout(Layer, Gate):
         if not wheel.monotonic:
             return _SPENT
         last, self._bucket = self._bucket, wheel.bucket(when)
-        if not last and last.until and last is not self._bucket and last.loop() is loop:
+        if not last.entries and last.until and last is not self._bucket and last.loop() is loop:
             last.drop()
         return self._bucket
 
-    def _arm(self, ticket: _Ticket, seconds: float, limit: str, configured: float) -> None:
+    def _arm(self, ticket: Scoped, seconds: float, kind: int, configured: float) -> None:
         outer = deadline.innermost(ticket)
         left = deadline.wait_limit(seconds)
         if left < seconds:  # an ambient deadline that nobody else enforces
             seconds = left
-            limit, configured = "total", left
-        ticket.limit = limit
+            kind, configured = TOTAL, left
+        ticket.limit = LIMITS[kind]
         ticket.seconds = configured
         if self.ambient:
             ticket.parent = outer
@@ -231,8 +220,8 @@ class Timeout(Layer, Gate):
         ticket.cancelling = task.cancelling()
         ticket.bucket = wheel_of(loop).add(ticket, seconds)
 
-    def _close_scope(self, ticket: _Quick, exc: BaseException | None) -> BaseException | None:
-        assert isinstance(ticket, _Ticket)  # noqa: S101 - no other has a scope
+    def _close_scope(self, ticket: Plain, exc: BaseException | None) -> BaseException | None:
+        assert isinstance(ticket, Scoped)  # noqa: S101 - no other has a scope
         scope, ticket.scope = ticket.scope, None
         assert scope is not None  # noqa: S101 - the caller looked
         try:
@@ -244,9 +233,9 @@ class Timeout(Layer, Gate):
         # trio's says True for a block that ended well, too.
         return self._cut(ticket) if swallowed and exc is not None else exc
 
-    def _cut(self, ticket: _Quick) -> TimedOut:
+    def _cut(self, ticket: Plain) -> TimedOut:
         limit, seconds = "total", self.total or 0.0
-        if isinstance(ticket, _Ticket):
+        if isinstance(ticket, Scoped):
             limit, seconds = ticket.limit, ticket.seconds
         if events.sinks:
             events.emit(events.CallTimedOut(self.name, limit, seconds))
@@ -292,6 +281,3 @@ def timeout(
             msg = f"{argument} takes a number of seconds above 0, not {seconds!r}"
             raise ValueError(msg)
     return Timeout(total, first=first, idle=idle, ambient=ambient, name=name, clock=clock)
-
-
-__all__ = ["Timeout", "timeout"]

@@ -1,30 +1,4 @@
-"""Circuit breaker: stops calling a dependency that fails, and finds out carefully whether it is back.
-
-::
-
-              the window trips                      open_for seconds have passed
-    closed ─────────────────────▶ open ───────────────────────────────▶ half-open
-      ▲                             ▲          a probe fails                 │
-      │                             └────────────────────────────────────────┤
-      └──────────────────────────────────────────────────────────────────────┘
-                              `success_threshold` probes succeed
-
-(M. Nygard, "Release It!", 2007. The words and defaults are pybreaker's; its listeners and `exclude` work unchanged.)
-
-* Half-open lets exactly `probes` calls through and refuses the others at once. A probe's place is a lease: one that
-  hangs longer than `probe_lease` gives it back. A cancelled probe gives it back immediately.
-* Every change of state starts a new generation. A call that ends in a later one than it was let in changes nothing.
-* Half-open ends after `half_open_max` seconds, if that is given: the circuit is open again.
-* `throttled` (429) counts as a failure: a provider that refuses everything is as good as down. `ignored` counts as
-  nothing.
-
-By hand: `force_open`, `disable`, `metrics_only`, then `enable`; `reset`, `snapshot`. The circuit is in
-`guardrails.gates.circuit`, when to trip in `windows`, for how long in `break_duration`, pybreaker's methods in
-`pybreaker_face`.
-
-Threads: the lock guards a change of state or a count, never a call, a listener or a sink. In the closed state, entering
-takes no lock and makes no system call.
-"""
+"""Builds a breaker from its arguments, and says what is wrong with them."""
 
 from __future__ import annotations
 
@@ -33,11 +7,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
 from guardrails.core.outcome import Outcome
-from guardrails.gates.break_duration import BreakDuration, FromRetryAfter, Growing, break_duration
-from guardrails.gates.circuit import Breaker
-from guardrails.gates.circuit_face import BreakerSnapshot, State, whole
-from guardrails.gates.pybreaker_face import Exclusion, SharedFailures, SharedState
-from guardrails.gates.windows import ConsecutiveFailures, CountWindow, FailureCount, Rates, Rule, TimeWindow
+from guardrails.gates.breaker.break_duration import BreakDuration, break_duration
+from guardrails.gates.breaker.circuit import Breaker
+from guardrails.gates.breaker.face import whole
+from guardrails.gates.breaker.pybreaker_face import Exclusion
+from guardrails.gates.breaker.shared_state import SharedFailures, SharedState
+from guardrails.gates.breaker.windows import ConsecutiveFailures, CountWindow, FailureCount, Rates, Rule, TimeWindow
 
 if TYPE_CHECKING:
     import pybreaker
@@ -231,6 +206,3 @@ def _check_seconds(argument: str, value: object) -> None:
     if not value > 0:
         msg = f"{argument} takes a number of seconds above 0, not {value!r}"
         raise ValueError(msg)
-
-
-__all__ = ["Breaker", "BreakerSnapshot", "FromRetryAfter", "Growing", "State", "breaker"]

@@ -13,10 +13,11 @@ from guardrails.core.guard import Call, Gate, Position
 from guardrails.core.kinds import kind_of
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer, Pipeline
-from guardrails.gates.break_duration import BreakDuration, Fixed
-from guardrails.gates.circuit_face import NORMAL, PYBREAKER, CircuitFace, State
-from guardrails.gates.pybreaker_face import Exclusion, NamedState, PybreakerFace, SharedState, told
-from guardrails.gates.windows import ConsecutiveFailures, Rule
+from guardrails.gates.breaker.break_duration import BreakDuration, Fixed
+from guardrails.gates.breaker.face import NORMAL, PYBREAKER, CircuitFace, State
+from guardrails.gates.breaker.pybreaker_face import Exclusion, NamedState, PybreakerFace, told
+from guardrails.gates.breaker.shared_state import SharedState
+from guardrails.gates.breaker.windows import ConsecutiveFailures, Rule
 
 if TYPE_CHECKING:
     import pybreaker
@@ -70,7 +71,7 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
         throw_new_error_on_trip: bool | None,
         clock: Clock,
     ) -> None:
-        from guardrails.gates.circuit_open import CircuitOpen  # noqa: PLC0415 - see that module
+        from guardrails.gates.breaker.refusal import CircuitOpen  # noqa: PLC0415 - see that module
 
         self.name = name
         self.probes = probes
@@ -106,7 +107,7 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
         self._quiet: _Ticket | None = None
         if failure_if is not None:
             # Fused with others, a pipeline keeps the verdict on results that it was built with.
-            self.__dict__["_alone"] = Pipeline((self,), classify_result=self.judge_result)
+            self._alone = Pipeline((self,), classify_result=self.judge_result)
         if shared is not None:
             self._adopt(clock.now())
         self._doors()

@@ -1,0 +1,233 @@
+"""How a cache tells calls apart. Pure.
+
+Few short arguments are a key as they are. All others are encoded, each with its type, and a digest of that stands for
+them: BLAKE2b (RFC 7693), 16 bytes. So 1, 1.0 and True are three keys, as are a list and a tuple, or two dataclasses
+with the same fields; the order of keyword arguments, of a dict and of a set plays no part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import functools
+import pathlib
+import sys
+import types
+import uuid
+import zoneinfo
+from collections.abc import Callable, Hashable, Mapping
+from hashlib import blake2b
+from operator import itemgetter
+from typing import Any
+
+import msgspec
+
+#: Texts and bytes longer than this are not kept as a part of the key: their digest is.
+LONG = 1024
+
+Put = Callable[[str], object]
+
+
+class NoKey(TypeError):
+    """Something cannot be encoded. The text names its type and nothing else."""
+
+
+def local_key(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Hashable, ...]:
+    """The key of a call within the process: `function` first. It holds the function, so that no other one can ever
+    have the same key.
+
+    Raises:
+        NoKey: the arguments cannot be encoded.
+    """
+    names: tuple[str, ...] = ()
+    values = args
+    if kwargs:
+        names = tuple(kwargs) if len(kwargs) == 1 else tuple(sorted(kwargs))
+        values = (*args, *map(kwargs.__getitem__, names))
+    typed = False
+    for value in values:
+        kind = type(value)
+        if kind is str:
+            if len(value) > LONG:
+                break
+        elif kind is bool:
+            typed = True  # True == 1
+        elif kind is bytes:
+            if len(value) > LONG:
+                break
+            typed = True  # comparing bytes with a text is a warning, under python -b
+        elif kind is float:
+            if value == 0 or value != value:  # noqa: PLR0124 - 0.0 == -0.0, and NaN equals nothing
+                break
+            typed = True
+        elif kind is not int and value is not None:
+            break
+    else:
+        if typed:
+            return function, tuple(map(type, values)), values, names
+        return (function, values, names) if names else (function, values)
+    return function, digest(values, names)
+
+
+def chosen_key(function: Callable[..., Any], chosen: Any) -> tuple[Hashable, ...]:
+    """The key of a call for which a `key` function returned `chosen`.
+
+    Raises:
+        NoKey: `chosen` cannot be encoded.
+    """
+    if type(chosen) is tuple:
+        return (*local_key(function, chosen, {}), tuple)
+    return local_key(function, (chosen,), {})
+
+
+def key_size(key: tuple[Hashable, ...]) -> int:
+    """About the bytes that a key holds, without the function."""
+    size = sys.getsizeof(key)
+    for part in key[1:]:
+        if type(part) is tuple:
+            size += sys.getsizeof(part)
+            if not (part and isinstance(part[0], type)):  # classes are nobody's
+                size += sum(map(sys.getsizeof, part))
+        elif not isinstance(part, type):
+            size += sys.getsizeof(part)
+    return size
+
+
+def store_key(key: tuple[Hashable, ...]) -> bytes:
+    """16 bytes for the key of a call, the same in every process. They tell nothing about what they stand for.
+
+    Raises:
+        TypeError: as `stable_name`.
+    """
+    function, *rest = key
+    return digest(stable_name(function), rest)
+
+
+def stable_name(function: Any) -> tuple[str, str]:
+    """A function's module and qualified name.
+
+    Raises:
+        TypeError: they do not tell it apart from others: it was made within a function, is a bound method or a partial.
+    """
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    bound = getattr(function, "__self__", None)
+    if (
+        not isinstance(module, str)
+        or not isinstance(name, str)
+        or "<" in name
+        or not (bound is None or isinstance(bound, type | types.ModuleType))
+    ):
+        what = name if isinstance(name, str) else f"a {type(function).__name__}"
+        msg = (
+            f"a store needs a function that its module and name tell apart in every process, and {what} is not one: "
+            "guard a function that stands in a module or a class"
+        )
+        raise TypeError(msg)
+    return module, name
+
+
+def digest(*parts: Any) -> bytes:
+    """16 bytes that stand for `parts`, the same in every process.
+
+    Raises:
+        NoKey: a part cannot be encoded.
+    """
+    found: list[str] = []
+    try:
+        _write(parts, found.append)
+    except RecursionError:
+        msg = "something that contains itself"
+        raise NoKey(msg) from None
+    return blake2b("".join(found).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _write(value: Any, put: Put) -> None:
+    # Each piece says its type and its length, or ends in a mark that cannot stand in it: no two values look the same.
+    kind = type(value)
+    if kind is str:
+        put(f"s{len(value)}:{value}")
+    elif kind is dict:
+        _dict(value, put)
+    elif kind is list or kind is tuple:
+        put(f"{'l' if kind is list else 't'}{len(value)}:")
+        for item in value:
+            _write(item, put)
+    elif kind is bool or value is None:
+        put("T" if value is True else "F" if value is False else "N")
+    elif kind is int:
+        put(f"i{value:x};")  # in hexadecimal, which has no limit of digits
+    elif kind is float:
+        put(f"f{value.hex()};")
+    elif kind is bytes or kind is bytearray:
+        put(f"{'b' if kind is bytes else 'B'}{len(value)}:{value.decode('latin-1')}")
+    else:
+        _object(value, kind, put)
+
+
+def _dict(value: Mapping[Any, Any], put: Put) -> None:
+    put(f"d{len(value)}:")
+    if set(map(type, value)) == _TEXT:
+        for name in sorted(value):
+            put(f"{len(name)}:{name}")
+            _write(value[name], put)
+        return
+    for encoded, item in sorted(((_encoded(key), item) for key, item in value.items()), key=itemgetter(0)):
+        put(encoded)
+        _write(item, put)
+
+
+def _encoded(value: Any) -> str:
+    found: list[str] = []
+    _write(value, found.append)
+    return "".join(found)
+
+
+def _object(value: Any, kind: type, put: Put) -> None:
+    fields = _fields(value, kind)
+    if fields is not None:
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        put(f"o{len(name)}:{name}")
+        _write(fields, put)
+    elif kind is set or kind is frozenset:
+        put(f"{'S' if kind is set else 'Z'}{len(value)}:")
+        for encoded in sorted(map(_encoded, value)):
+            put(encoded)
+    else:
+        msg = f"a {kind.__qualname__}"
+        raise NoKey(msg)
+
+
+def _fields(value: Any, kind: type) -> Any:
+    """What tells a value of a known class apart from others of its class, or None."""
+    if isinstance(value, enum.Flag):
+        return value.value
+    if isinstance(value, enum.Enum):
+        return value.name
+    if dataclasses.is_dataclass(kind):
+        return {name: getattr(value, name) for name in _names_of(kind)}
+    if isinstance(value, msgspec.Struct):
+        return {name: getattr(value, name) for name in value.__struct_fields__}
+    if isinstance(value, tuple) and hasattr(kind, "_fields"):  # a named tuple
+        return list(value)
+    if kind in _BY_TEXT or isinstance(value, pathlib.PurePath):
+        return str(value)
+    if kind in _BY_REPR and type(getattr(value, "tzinfo", None)) in _KNOWN_ZONES:
+        return repr(value)
+    if isinstance(value, type) and "<" not in value.__qualname__:
+        return f"{value.__module__}.{value.__qualname__}"
+    return None
+
+
+@functools.cache
+def _names_of(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+_TEXT = frozenset({str})
+_BY_TEXT = frozenset({uuid.UUID, decimal.Decimal, complex})
+_BY_REPR = frozenset({dt.date, dt.datetime, dt.time, dt.timedelta, dt.timezone})
+_KNOWN_ZONES = frozenset({type(None), dt.timezone, zoneinfo.ZoneInfo})
+
+__all__ = ["NoKey", "chosen_key", "digest", "key_size", "local_key", "stable_name", "store_key"]
