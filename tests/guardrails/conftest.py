@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import anyio
+import hypothesis  # noqa: F401 - loaded before the heap is frozen: it looks for referrers of what it is given
 import pytest
 
 from guardrails.core import events
