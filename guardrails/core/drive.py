@@ -170,9 +170,12 @@ def gated_stream(
                             item = await step(given)
                         except BaseException as exc:
                             truth = _disarm(gate, ticket, here, exc, cuts)
-                            if truth is exc or truth is None:
-                                raise
-                            raise truth from exc
+                            try:
+                                if truth is exc or truth is None:
+                                    raise
+                                raise truth from exc
+                            finally:
+                                del truth  # the traceback holds this frame: a reference cycle
                         gate.disarm(ticket, None)
                     elif watched:
                         item = await _watch(watched, step, given, cuts)
@@ -200,6 +203,8 @@ def gated_stream(
                     gate, ticket = held.pop()
                     place = max((place for place in cuts if place < len(held)), default=None)
                     settle(gate, ticket, outcome if place is None else judge(verdict, cuts[place]))
+                del outcome
+                cuts.clear()
 
     return guarded
 
@@ -218,7 +223,10 @@ async def _watch(
     for place, gate, ticket in reversed(watched):
         truth = gate.disarm(ticket, None) if truth is None else _disarm(gate, ticket, place, truth, cuts)
     if truth is not None:
-        raise truth
+        try:
+            raise truth
+        finally:
+            del truth
     return item
 
 
@@ -258,6 +266,7 @@ def gated_iterator(
             while held:
                 gate, ticket = held.pop()
                 settle(gate, ticket, outcome)
+            del outcome  # its exception's traceback holds this frame: a reference cycle
 
     return guarded
 

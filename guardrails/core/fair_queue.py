@@ -83,15 +83,16 @@ class FairQueue(Generic[T]):
         tag = now + priority * self.aging
         step = (tag - now) // self.aging
         own = self._lanes.get(key)
-        mine = 0 if own is None else sum(1 for entry in own.entries if entry[2] and entry[0] <= tag)
-        total = mine
+        mine = [] if own is None else [entry[0] for entry in own.entries if entry[2] and entry[0] <= tag]
+        total = len(mine)
+        turns = 1 + sum(1 for other in mine if (other - now) // self.aging == step)  # of this key in the same step
         for lane in self._lanes.values():
             if lane is own:
                 continue
             steps = [(entry[0] - now) // self.aging for entry in lane.entries if entry[2]]
             before = sum(1 for other in steps if other < step)
             same = sum(1 for other in steps if other == step)
-            total += before + min(same, mine + 1)
+            total += before + min(same, turns)
         return total
 
     def serve(self, item: T) -> None:

@@ -19,7 +19,7 @@ import enum
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from guardrails.core.outcome import Outcome
+from guardrails.core.outcome import Kind, Outcome
 
 T = TypeVar("T")
 
@@ -166,6 +166,8 @@ class Strategy(Guard):
 
     #: Whether the strategy acts only after a first attempt that was no success.
     recovers = False
+    #: With `recovers`: after which outcomes it is asked. Any other is what the caller gets.
+    recovers_from: frozenset[Kind] = frozenset({"failure", "throttled", "ignored"})
     #: With `recovers`: called once for each call before its first attempt, if it is not None. Must be cheap and must
     #: not raise. A stream is counted by `run_stream` itself.
     tally: Callable[[], object] | None = None

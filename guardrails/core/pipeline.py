@@ -199,9 +199,12 @@ class Pipeline(Layer):
                 held.append((gate, ticket))
         except BaseException as exc:
             truth = drive.leave(held, exc, drive.not_reached)
-            if truth is exc:
-                raise
-            raise truth from exc
+            try:
+                if truth is exc:
+                    raise
+                raise truth from exc
+            finally:
+                del truth  # the traceback holds this frame: a reference cycle
         self._blocks.set((*self._blocks.get(), held))
 
     def enter_block_blocking(self) -> None:
@@ -232,8 +235,11 @@ class Pipeline(Layer):
         self._blocks.set(blocks[:-1])
         if exc is not None:
             truth = drive.leave(held, exc, self._classify)
-            if truth is not exc:
-                raise truth from exc
+            try:
+                if truth is not exc:
+                    raise truth from exc
+            finally:
+                del truth, exc
             return
         while held:
             gate, ticket = held.pop()

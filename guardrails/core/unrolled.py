@@ -21,21 +21,24 @@ each variant. What it says for two gates, the second of which interrupts, inside
             elif stage == 1: held = [(gate_0, ticket_0)]
             elif stage == 2: held = [(gate_0, ticket_0), (gate_1, ticket_1)]
             truth = leave(held, exc, verdict if stage == 2 else not_reached)
-            if not isinstance(truth, Exception):     # without a strategy: always
-                if truth is exc: raise
-                raise truth from exc
-            outcome, result = judged(truth), None
+            outcome, result = judged(truth), None    # without a strategy: not asked, and raised always
+            if not isinstance(truth, Exception) or outcome.kind not in KINDS:    # what the strategy recovers from
+                try:
+                    if truth is exc: raise
+                    raise truth from exc
+                finally:
+                    del truth, outcome               # the traceback holds this frame: a reference cycle
         else:
             outcome = SUCCESS if type(result) in PLAIN else judge_result(result_verdict, result)
             disarm_1(ticket_1, None)
             settle_1(ticket_1, outcome)              # each in a `try`, which costs nothing while it holds; if it does
             settle_0(ticket_0, outcome)              # anything at all
-            if outcome.kind == "success":            # without a strategy: always
+            if outcome.kind not in KINDS:            # without a strategy: always
                 return result
         try:
             return await recover(call_of(args, kwargs), outcome, result, partial(again, *args, **kwargs))
         finally:
-            del outcome                              # its exception's traceback holds this frame: a reference cycle
+            del outcome
 
 Only numbers go into the source; functions and gates come in as globals of the compiled code, and the names of
 parameters as `guardrails.core.signature` says.
@@ -93,6 +96,7 @@ def compile_guarded(
         names[f"disarm_{number}"] = gate.disarm
     if strategy is not None:
         names["tally"] = strategy.tally
+        names["KINDS"] = strategy.recovers_from
         names["recover"] = strategy.recover if is_async else strategy.recover_blocking
         names["again"] = compile_guarded(fn, gates, is_async=is_async, plain=plain, tools=tools) if gates else fn
     reads_call = any(gate.reads_call for gate in gates)
@@ -156,7 +160,7 @@ def _code(
     else:
         call, again = ("args, kwargs" if shape is None else "(), {}"), (f", {arguments}" if arguments else "")
         lines += [
-            "        if outcome.kind == 'success':",
+            "        if outcome.kind not in KINDS:",
             "            return result",
             "    try:",
             f"        return {wait}recover(call_of({call}), outcome, result, partial(again{again}))",
@@ -175,10 +179,19 @@ def _failed(count: int, *, recovers: bool) -> list[str]:
         held = ", ".join(f"(gate_{number}, ticket_{number})" for number in range(stage))
         lines.append(f"        {'el' if stage else ''}if stage == {stage}: held = [{held}]")
     lines.append(f"        truth = leave(held, exc, verdict if stage == {count} else not_reached)")
-    deep = "            " if recovers else "        "
+    deep, names = "        ", "truth"
     if recovers:
-        lines.append("        if not isinstance(truth, Exception):")
-    lines += [f"{deep}if truth is exc:", f"{deep}    raise", f"{deep}raise truth from exc"]
+        lines += ["        outcome = judged(truth)", "        result = None"]
+        lines.append("        if not isinstance(truth, Exception) or outcome.kind not in KINDS:")
+        deep, names = "            ", "truth, outcome"
+    lines += [
+        f"{deep}try:",
+        f"{deep}    if truth is exc:",
+        f"{deep}        raise",
+        f"{deep}    raise truth from exc",
+        f"{deep}finally:",
+        f"{deep}    del {names}",
+    ]
     if recovers:
-        lines += ["        outcome = judged(truth)", "        result = None", "        held = truth = None"]
+        lines.append("        del truth, held")
     return lines

@@ -67,28 +67,34 @@ class Fallback(Layer, Strategy):
     ) -> Any:
         """Answer in place of an async call."""
         error = outcome.exception
-        if not self._applies(outcome):
-            return _as_it_was(error, result)
-        self._tell(outcome)
-        if error is None:
-            return await self._awaited(call, None)
         try:
-            raise error  # noqa: TRY301 - so that it is the context of what the fallback raises
-        except Exception:  # if the fallback fails too, the first error is the context of its own
-            return await self._awaited(call, error)
+            if not self._applies(outcome):
+                return _as_it_was(error, result)
+            self._tell(outcome)
+            if error is None:
+                return await self._awaited(call, None)
+            try:
+                raise error  # noqa: TRY301 - so that it is the context of what the fallback raises
+            except Exception:  # if the fallback fails too, the first error is the context of its own
+                return await self._awaited(call, error)
+        finally:
+            del error, outcome  # a traceback holds this frame: a reference cycle
 
     def recover_blocking(self, call: DrivenCall, outcome: Outcome, result: Any, proceed: Callable[[], T]) -> Any:  # noqa: ARG002 - the contract
         """Answer in place of a sync call."""
         error = outcome.exception
-        if not self._applies(outcome):
-            return _as_it_was(error, result)
-        self._tell(outcome)
-        if error is None:
-            return self._blocking(call, None)
         try:
-            raise error  # noqa: TRY301 - so that it is the context of what the fallback raises
-        except Exception:
-            return self._blocking(call, error)
+            if not self._applies(outcome):
+                return _as_it_was(error, result)
+            self._tell(outcome)
+            if error is None:
+                return self._blocking(call, None)
+            try:
+                raise error  # noqa: TRY301 - so that it is the context of what the fallback raises
+            except Exception:
+                return self._blocking(call, error)
+        finally:
+            del error, outcome
 
     async def run_stream(
         self, call: DrivenCall, proceed: Callable[[], AsyncGenerator[T, Any]]
@@ -106,9 +112,12 @@ class Fallback(Layer, Strategy):
                     return
                 except Exception as exc:
                     outcome = call.judge(exc)
-                    if delivered or not self._applies(outcome):
+                    applies = not delivered and self._applies(outcome)
+                    if applies:
+                        self._tell(outcome)
+                    del outcome  # the traceback holds this frame: a reference cycle
+                    if not applies:
                         raise
-                    self._tell(outcome)
                     other = await self._items(call, exc)
                     try:
                         async for item in other:
@@ -226,7 +235,10 @@ def _takes_error(function: Callable[..., Any]) -> bool:
 def _as_it_was(error: BaseException | None, result: Any) -> Any:
     if error is None:
         return result
-    raise error
+    try:
+        raise error
+    finally:
+        del error
 
 
 async def _items(answer: Any) -> AsyncGenerator[Any, None]:

@@ -111,6 +111,8 @@ class Policy:
         #: Whether it shows the call, as tenacity's `RetryCallState`, to functions of the user's.
         self.asks_tenacity = bool(stop is not None or self._conditions or not isinstance(wait, Backoff))
         self._retrying = _retrying(stop, wait) if self.asks_tenacity else None
+        #: Whether what the pipeline ignores (a refusal, a 4xx) may be tried again.
+        self.may_retry_ignored = self._narrowed or retry_rejected
         #: Whether it must see a call from its start: a stop may ask how long ago that was, and a result may be a
         #: failure here that is none for the pipeline.
         self.from_the_start = stop is not None or on_result is not None or bool(self._conditions)

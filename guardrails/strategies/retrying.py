@@ -93,6 +93,8 @@ class Retry(Layer, Strategy):
         self.tally: Callable[[], object] | None = None if policy.budget is None else policy.budget.count_calls()
         self.recovers = not policy.from_the_start
         self.reads_call = policy.asks_tenacity
+        if not policy.may_retry_ignored:  # a refusal by an open circuit then costs next to nothing more
+            self.recovers_from = frozenset({"failure", "throttled"})
 
     @property
     def budget(self) -> RetryBudget | None:
@@ -116,7 +118,9 @@ class Retry(Layer, Strategy):
         self, call: DrivenCall, outcome: Outcome, result: Any, proceed: Callable[[], Awaitable[T]]
     ) -> Any:
         """Go on after a first attempt that was no success."""
-        return await self._drive(Run(call, self._clock.now(), outcome, result), proceed)
+        run = Run(call, self._clock.now(), outcome, result)
+        del outcome  # the traceback of its exception will hold this frame: a reference cycle
+        return await self._drive(run, proceed)
 
     def run_blocking(self, call: DrivenCall, proceed: Callable[[], T]) -> Any:
         """Drive a sync call from its first attempt on."""
@@ -124,7 +128,9 @@ class Retry(Layer, Strategy):
 
     def recover_blocking(self, call: DrivenCall, outcome: Outcome, result: Any, proceed: Callable[[], T]) -> Any:
         """`recover` for sync calls."""
-        return self._drive_blocking(Run(call, self._clock.now(), outcome, result), proceed)
+        run = Run(call, self._clock.now(), outcome, result)
+        del outcome
+        return self._drive_blocking(run, proceed)
 
     async def run_stream(
         self, call: DrivenCall, proceed: Callable[[], AsyncGenerator[T, Any]]

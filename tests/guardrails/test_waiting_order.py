@@ -6,7 +6,7 @@ import gc
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guardrails.core.fair_queue import FairQueue
@@ -179,6 +179,7 @@ def test_drain_takes_everybody_out():
 
 
 @given(STEPS, st.integers(0, 3), st.sampled_from("abcd"))
+@example([("push", 0, "a", 0), ("push", 0, "b", 0), ("push", 1, "b", 0), ("push", 1, "b", 0)], 1, "a")
 def test_how_many_are_ahead_is_right_within_one_a_key(steps, priority, key):
     queue, now = FairQueue(AGING), 100
     for number, (action, other, whose, amount) in enumerate(steps):

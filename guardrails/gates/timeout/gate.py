@@ -14,7 +14,7 @@ from guardrails.core.errors import TimedOut
 from guardrails.core.guard import Call, Gate, Position
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer
-from guardrails.core.timers import Bucket, wheel_of
+from guardrails.core.timers import BUCKET, Bucket, wheel_of
 from guardrails.gates.timeout.tickets import FIRST, IDLE, LIMITS, TOTAL, Plain, Scoped, Stepped
 
 _now = time.monotonic
@@ -149,7 +149,8 @@ class Timeout(Layer, Gate):
         elif ticket.parent is not None and not ticket.parent.enforced:
             return False
         entry = ticket.entry
-        if entry is None or not entry.covers(until, loop):
+        # Whether it will be looked at no later than `until`, on this loop.
+        if entry is None or entry.bucket.until - BUCKET > until or entry.bucket.loop() is not loop:
             wheel = wheel_of(loop)
             if not wheel.monotonic:
                 return False

@@ -113,11 +113,6 @@ class Entry:
         self.slot = bucket.slot
         bucket.entries.add(self)
 
-    def covers(self, when: float, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether it will be looked at no later than `when`, on this loop."""
-        bucket = self.bucket
-        return bucket.until - BUCKET <= when and bucket.loop() is loop
-
     def remove(self) -> None:
         """Off the wheel."""
         entries = self.bucket.entries
