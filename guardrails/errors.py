@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from guardrails.gates.connection import ConnectionClosed, TooManyConnections
     from guardrails.gates.limiter.signals import RateLimited
     from guardrails.strategies.inject.rules import InjectedError
-    from guardrails.strategies.retrying import RetriesExhausted
+    from guardrails.strategies.retry.strategy import RetriesExhausted
 
 __all__ = [
     "CircuitOpen",
@@ -48,7 +48,7 @@ _HOMES = {
     "ConnectionClosed": "guardrails.gates.connection",
     "InjectedError": "guardrails.strategies.inject.rules",
     "RateLimited": "guardrails.gates.limiter.signals",
-    "RetriesExhausted": "guardrails.strategies.retrying",
+    "RetriesExhausted": "guardrails.strategies.retry.strategy",
     "TooManyConnections": "guardrails.gates.connection",
 }
 

@@ -9,11 +9,11 @@
     │   ├── QueueFull         as many calls wait already as the queue holds
     │   ├── WaitTimeout       the call waited for its turn as long as it may
     │   ├── MemoryRefused     memory is critical, or the call can never fit
-    │   └── TooManyConnections  the user holds as many as he may (gates/connection.py)
+    │   └── TooManyConnections  the user holds as many as he may (gates/connections.py)
     ├── Failed                the call ran, and broke
     │   ├── TimedOut          it took longer than `timeout` allows (also a `TimeoutError`)
-    │   ├── ConnectionClosed  idle for too long, or closed to make room (gates/connection.py)
-    │   ├── RetriesExhausted  every attempt returned a failure (strategies/retrying.py)
+    │   ├── ConnectionClosed  idle for too long, or closed to make room (gates/connections.py)
+    │   ├── RetriesExhausted  every attempt returned a failure (strategies/retry)
     │   └── InjectedError     a fault on purpose (strategies/inject)
     └── InternalError         a bug in this library: please report it
 

@@ -57,7 +57,9 @@ class CallTimedOut(Event):
 
 @dataclass(frozen=True, slots=True)
 class BreakerChanged(Event):
-    """A breaker moved from `old` to `new` (``closed``, ``open``, ``half-open``); `retry_after` when it opened."""
+    """A breaker moved from `old` to `new` (``closed``, ``open``, ``half-open``, ``forced-open``, ``disabled``,
+    ``metrics-only``); `retry_after` when it opened.
+    """
 
     old: str
     new: str

@@ -1,8 +1,4 @@
-"""Retry: another attempt after one that failed or was throttled, as long as that helps and does no harm.
-
-The public face. What is decided after each attempt is in `retry_policy`, the loop in `retrying`, the waits in
-`backoff`, and who pays in `budget`.
-"""
+"""Builds a retry from its arguments, and says what is wrong with them."""
 
 from __future__ import annotations
 
@@ -11,15 +7,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
-from guardrails.strategies.backoff import Backoff, DecorrelatedJitter, Fixed, FullJitter, seconds
+from guardrails.strategies.backoff import Backoff, Fixed, FullJitter, seconds
 from guardrails.strategies.budget import RetryBudget, budget_of
-from guardrails.strategies.retry_policy import Policy
-from guardrails.strategies.retrying import RetriesExhausted, Retry, RetryGaveUp, RetryScheduled
+from guardrails.strategies.retry.policy import Policy
+from guardrails.strategies.retry.strategy import Retry
 
 if TYPE_CHECKING:
     import tenacity
 
-    from guardrails.strategies.retry_policy import On, Stop
+    from guardrails.strategies.retry.policy import On, Stop
 
     Wait = float | Backoff | Callable[[tenacity.RetryCallState], float]
 
@@ -162,16 +158,3 @@ def _sync_callable(argument: str, value: Any, takes: str, *, classes: bool = Fal
     if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(type(value).__call__):
         msg = f"{argument} takes {takes} that answers at once, not an async one"
         raise TypeError(msg)
-
-
-__all__ = [
-    "Backoff",
-    "DecorrelatedJitter",
-    "FullJitter",
-    "RetriesExhausted",
-    "Retry",
-    "RetryBudget",
-    "RetryGaveUp",
-    "RetryScheduled",
-    "retry",
-]

@@ -4,7 +4,7 @@
 
     attempt ─▶ success ─▶ done
        ▲   └─▶ ignored ─▶ as it is (a cancellation, a refusal, the caller's own mistake)
-       │   └─▶ failure, throttled ─▶ retry_policy: attempts? stop? Retry-After? deadline? budget? ─▶ no: give up
+       │   └─▶ failure, throttled ─▶ policy: attempts? stop? Retry-After? deadline? budget? ─▶ no: give up
        └────────────────────── wait ◀───────────────────────────────────────────────── yes
 
 Threads: the guard itself holds no state that changes; its budget does, and is safe.
@@ -25,7 +25,7 @@ from guardrails.core.guard import DrivenCall, Position, Strategy
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer
 from guardrails.strategies.budget import RetryBudget
-from guardrails.strategies.retry_policy import Policy, Run
+from guardrails.strategies.retry.policy import Policy, Run
 
 T = TypeVar("T")
 
