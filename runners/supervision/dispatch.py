@@ -71,7 +71,7 @@ class Dispatcher:
         Raises:
             QueueFull: as many wait already as may.
         """
-        if len(self._queue) >= self._limit and (self._queue or all(worker.room <= 0 for worker in self.workers)):
+        if len(self._queue) >= self._limit and (self._queue or self._least_loaded() is None):
             detail = f"{self._limit} requests wait already; retry later, or raise queue="
             raise QueueFull(self.name, detail=detail)
         number, future = next(self._numbers), self._loop.create_future()
@@ -79,19 +79,31 @@ class Dispatcher:
         if deadline is not None:
             request.expire_in(deadline - self._loop.time(), self._wheel, self._expire)
         self.counts["submitted"] += 1
-        self._queue.append(request)
-        self.pump()
+        worker = None if self._queue else self._least_loaded()
+        if worker is None:
+            self._queue.append(request)
+        else:
+            worker.give(request, self._loop.time())
         return request
 
     def pump(self) -> None:
         """Give waiting requests to workers with room, the least loaded first."""
         while self._queue:
-            worker = max(self.workers, key=lambda worker: worker.room, default=None)
-            if worker is None or worker.room <= 0:
+            worker = self._least_loaded()
+            if worker is None:
                 return
             request = self._queue.popleft()
             if request.waited_for:
                 worker.give(request, self._loop.time())
+
+    def _least_loaded(self) -> Worker | None:
+        """The worker with the most room, the first of several; None if there is no room."""
+        found, most = None, 0
+        for worker in self.workers:
+            room = worker.room
+            if room > most:
+                found, most = worker, room
+        return found
 
     # Out
 

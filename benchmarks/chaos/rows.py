@@ -1,0 +1,380 @@
+"""The rows of the chaos table. Each is given the options and yields what it measured."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chaos.crowd import CALLERS, Crowd, texts
+from benchmarks.chaos.frames import fuzz, fuzz_workers
+from guardrails.core.events import Event, subscribe
+from guardrails.memory.reading import private_bytes
+from runners import EmbeddingRunner, FunctionRunner
+from runners.cli.models import find_minilm
+from runners.errors import PoisonedRequest, RunnerUnavailable
+from runners.supervision.events import WorkerExited, WorkerReady, WorkerReplaced
+from runners.supervision.restart import RestartPolicy
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Options:
+    """`seconds` of a row that has no end of its own, and the `seed` of everything drawn by chance."""
+
+    seconds: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table."""
+
+    engine: str
+    measured: str
+    good: bool
+
+
+Row = Callable[[Options], AsyncIterator[Result]]
+
+
+@contextlib.asynccontextmanager
+async def events_of(*kinds: type[Event]) -> AsyncIterator[list[Any]]:
+    """The events of these types, with the time at which each came."""
+    seen: list[Any] = []
+    end = subscribe(lambda event: seen.append((time.perf_counter(), event)) if isinstance(event, kinds) else None)
+    try:
+        yield seen
+    finally:
+        end()
+
+
+async def until(condition: Callable[[], object], seconds: float = 30) -> float:
+    """Seconds until it held. TimeoutError if it never did."""
+    began = time.perf_counter()
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - nothing to wait for but what the runner shows of itself
+            await asyncio.sleep(0.002)
+    return time.perf_counter() - began
+
+
+def function_runner(name: str, **options: Any) -> FunctionRunner:
+    policy = RestartPolicy(intensity=1000, backoff=0.01)
+    return FunctionRunner(f"benchmarks.chaos.work:{name}", idempotent=True, restart=policy, timeout=None, **options)
+
+
+def embedding_runner(**options: Any) -> EmbeddingRunner:
+    models = find_minilm()
+    policy = RestartPolicy(intensity=1000, backoff=0.01)
+    return EmbeddingRunner(models.model, tokenizer=models.tokenizer, restart=policy, timeout=None, **options)
+
+
+def echoing(runner: FunctionRunner, chance: random.Random) -> Callable[[int], Awaitable[None]]:
+    sizes = (10, 200, 2_000, 50_000)
+
+    async def ask(number: int) -> None:
+        text = "x" * chance.choice(sizes)
+        if await runner(number, text) != [number, text]:
+            raise AssertionError("a wrong answer")
+
+    return ask
+
+
+def embedding(runner: EmbeddingRunner, chance: random.Random) -> Callable[[int], Awaitable[None]]:
+    some = texts(chance, 200)
+
+    async def ask(_: int) -> None:
+        asked = chance.choices(some, k=chance.choice((1, 1, 2, 4)))
+        if (await runner.embed(asked)).shape != (len(asked), runner.dim):
+            raise AssertionError("a wrong answer")
+
+    return ask
+
+
+async def kill(options: Options) -> AsyncIterator[Result]:
+    """SIGKILL of a worker every 2 s."""
+    for engine in ("function", "onnx"):
+        chance = random.Random(options.seed)
+        runner: Any = function_runner("echo", workers=2) if engine == "function" else embedding_runner(workers=2)
+        async with events_of(WorkerReady) as loads, runner:
+            ask = (echoing if engine == "function" else embedding)(runner, chance)
+            calm = options.seconds / 6
+            async with Crowd(ask) as before:
+                await asyncio.sleep(calm)
+            kills = 0
+            async with events_of(WorkerExited) as ends, Crowd(ask) as crowd:
+                end = time.perf_counter() + options.seconds
+                while time.perf_counter() < end:
+                    await asyncio.sleep(2)
+                    pids = [worker.pid for worker in runner.stats().workers if worker.state == "ready"]
+                    if pids:
+                        os.kill(chance.choice(pids), signal.SIGKILL)
+                        kills += 1
+            load = max(event.seconds for _, event in loads)
+        allowed = 3 * before.p99() + load
+        good = crowd.lost == crowd.twice == 0 and crowd.p99() <= allowed and len(ends) >= kills
+        yield Result(
+            engine,
+            f"{crowd.asked:,} calls, {kills} kills: {crowd.lost} lost, {crowd.twice} twice; "
+            f"p99 {crowd.p99() * 1e3:.0f} ms, allowed {allowed * 1e3:.0f} "
+            f"(calm {before.p99() * 1e3:.0f}, load {load * 1e3:.0f})",
+            good,
+        )
+
+
+async def leak(options: Options) -> AsyncIterator[Result]:
+    """A leak of 20 MB a request against the soft budget, until 20 replacements."""
+    wanted = 20 if options.seconds >= 60 else 4
+    runner = function_runner("leak", workers=2, memory="200MiB", memory_hard="600MiB")
+    largest = 0
+    async with runner, events_of(WorkerReplaced) as replaced:
+
+        async def ask(number: int) -> None:
+            nonlocal largest
+            if await runner(number, 20 * MIB) != [number, 20 * MIB]:
+                raise AssertionError("a wrong answer")
+            largest = max(largest, *(worker.private for worker in runner.stats().workers), 0)
+            await asyncio.sleep(1)
+
+        async with Crowd(ask, callers=4) as crowd:
+            await until(lambda: len(replaced) >= wanted, 600)
+        hard = runner.stats().restarts.get("hard_budget", 0)
+    moments = [when for when, _ in replaced]
+    during = sorted(taken for when, taken in crowd.taken if any(abs(when - moment) < 0.3 for moment in moments))
+    steady = sorted(taken for when, taken in crowd.taken if all(abs(when - moment) >= 0.3 for moment in moments))
+    ratio = during[int(len(during) * 0.99)] / steady[int(len(steady) * 0.99)] if during and steady else float("nan")
+    yield Result(
+        "function",
+        f"{len(replaced)} replacements, {crowd.asked:,} calls: {crowd.lost} lost, {crowd.twice} twice; p99 during them "
+        f"{ratio:.2f} x steady; largest {largest / MIB:.0f} MiB of 600, {hard} killed",
+        crowd.lost == crowd.twice == 0 and largest <= 600 * MIB and not ratio > 2,
+    )
+
+
+async def jump(options: Options) -> AsyncIterator[Result]:  # noqa: ARG001
+    """A jump of 1 GB in one call against the hard budget."""
+    runner = function_runner("act", workers=2, memory="100MiB", memory_hard="200MiB")
+    async with runner, events_of(WorkerExited) as ends:
+
+        async def ask(number: int) -> None:
+            if await runner("nap", number) != [number, "nap"]:
+                raise AssertionError("a wrong answer")
+
+        async with Crowd(ask) as crowd:
+            await asyncio.sleep(0.5)
+            began = time.perf_counter()
+            poisoned = False
+            try:
+                await runner("jump", 0)
+            except PoisonedRequest:
+                poisoned = True
+            ended = [when - began for when, event in ends if event.reason in ("hard_budget", "oom_kill")]
+            await asyncio.sleep(0.5)
+    first = ended[0] if ended else float("nan")
+    yield Result(
+        "function",
+        f"killed {first * 1e3:.0f} ms after the call began, "
+        f"culprit {'quarantined' if poisoned else 'NOT quarantined'} after {len(ended)}; "
+        f"of {crowd.asked:,} others {crowd.lost} lost",
+        poisoned and len(ended) == 2 and crowd.lost == 0,
+    )
+
+
+async def hang(options: Options) -> AsyncIterator[Result]:  # noqa: ARG001
+    """SIGSTOP, a native call that never returns, a deadlock: against a heartbeat of 1 s."""
+    for fault in ("stop", "loop", "deadlock"):
+        runner = function_runner("act", workers=2, heartbeat=1)
+        async with runner, events_of(WorkerExited) as ends:
+
+            async def ask(number: int, runner: FunctionRunner = runner) -> None:
+                if await runner("nap", number) != [number, "nap"]:
+                    raise AssertionError("a wrong answer")
+
+            async with Crowd(ask) as crowd:
+                await asyncio.sleep(0.5)
+                began = time.perf_counter()
+                if fault == "stop":
+                    os.kill(runner.stats().workers[0].pid, signal.SIGSTOP)
+                    culprit = None
+                else:
+                    culprit = asyncio.create_task(runner(fault, 0))
+                await until(ends.__len__)
+                noticed = ends[0][0] - began
+                if culprit is not None:
+                    await asyncio.wait((culprit,))
+        yield Result(
+            "function", f"{fault}: replaced after {noticed:.2f} s; of {crowd.asked:,} others {crowd.lost} lost",
+            crowd.lost == 0 and noticed < 2.5,
+        )  # fmt: skip
+
+
+async def crash_loop(options: Options) -> AsyncIterator[Result]:  # noqa: ARG001
+    """A function that cannot be loaded any more: failed, refused fast, healed when it is put right."""
+    with tempfile.TemporaryDirectory() as folder:
+        module = Path(folder) / "sometimes.py"
+        module.write_text("import os\ndef pid():\n    return os.getpid()\n")
+        sys.path.insert(0, folder)
+        policy = RestartPolicy(intensity=3, period=60, backoff=0.01, probe_interval=0.5)
+        runner = FunctionRunner("sometimes:pid", restart=policy, environment={"PYTHONDONTWRITEBYTECODE": "1"})
+        try:
+            async with runner:
+                pid = await runner()
+                module.write_text("raise SystemExit(3)\n")
+                os.kill(pid, signal.SIGKILL)
+                failed = await until(lambda: runner.state == "failed")
+                refusals = []
+                retry_after = None
+                for _ in range(200):
+                    began = time.perf_counter()
+                    try:
+                        await runner()
+                    except RunnerUnavailable as refusal:
+                        retry_after = refusal.retry_after
+                    refusals.append(time.perf_counter() - began)
+                module.write_text("import os\ndef pid():\n    return os.getpid()\n")
+                healed = await until(lambda: runner.state == "ready")
+                works = await runner() != pid
+        finally:
+            sys.path.remove(folder)
+    slowest = max(refusals)
+    yield Result(
+        "function",
+        f"failed after {failed:.2f} s; 200 refused in at most {slowest * 1e3:.2f} ms, retry_after {retry_after:.2f} s; "
+        f"healed by itself {healed:.2f} s after the mend",
+        works and slowest < 0.001 and retry_after is not None,
+    )
+
+
+_PARENT = """
+import asyncio, sys
+from runners import FunctionRunner
+async def main():
+    async with FunctionRunner("benchmarks.chaos.work:act", workers=3) as runner:
+        print(*(worker.pid for worker in runner.stats().workers), flush=True)
+        await asyncio.gather(*(runner("loop", n) for n in range(2)))
+asyncio.run(main())
+"""
+
+
+async def orphans(options: Options) -> AsyncIterator[Result]:  # noqa: ARG001
+    """kill -9 of the parent, and of the parent's group, with workers that hang in native code."""
+    for what in ("parent", "group"):
+        parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, start_new_session=True)  # noqa: ASYNC220
+        assert parent.stdout is not None
+        line = await asyncio.to_thread(parent.stdout.readline)
+        pids = [int(pid) for pid in line.split()]
+        (os.killpg if what == "group" else os.kill)(parent.pid, signal.SIGKILL)
+        await asyncio.to_thread(parent.wait)
+        parent.stdout.close()
+        try:
+            gone = await until(functools.partial(_all_gone, pids), 2)
+            measured = f"kill -9 of the {what}: {len(pids)} workers gone after {gone * 1e3:.0f} ms"
+        except TimeoutError:
+            gone, measured = None, f"kill -9 of the {what}: workers left after 2 s"
+        yield Result("function", measured, gone is not None and len(pids) == 3)
+
+
+def _all_gone(pids: list[int]) -> bool:
+    return not any(map(_alive, pids))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def leavers(options: Options) -> AsyncIterator[Result]:
+    """1,000 callers cancelled at random moments."""
+    chance = random.Random(options.seed)
+    runner = function_runner("act", workers=2)
+    async with runner:
+        tasks = [asyncio.create_task(runner("nap", number)) for number in range(1000)]
+        for task in chance.sample(tasks, 1000):
+            await asyncio.sleep(chance.random() / 500)
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await until(lambda: runner.stats().queued == 0 and not any(w.in_flight for w in runner.stats().workers))
+        stats = runner.stats()
+    answered = sum(not isinstance(result, BaseException) for result in results)
+    made = sum(worker.answered for worker in stats.workers)
+    yield Result(
+        "function",
+        f"{answered} answered, {stats.cancelled} left; nothing queued, nothing in flight; workers answered {made}",
+        stats.submitted == stats.answered + stats.cancelled and stats.failed == 0,
+    )
+
+
+async def frames(options: Options) -> AsyncIterator[Result]:
+    """100,000 random and mutated frames to either side."""
+    before = private_bytes()
+    ends, slowest = await asyncio.to_thread(fuzz, 100_000, options.seed)
+    grown = (private_bytes() - before) / MIB
+    yield Result(
+        "codec",
+        f"{', '.join(f'{how} {count:,}' for how, count in sorted(ends.items()))}; slowest {slowest * 1e3:.1f} ms, "
+        f"grown by {grown:.1f} MiB",
+        slowest < 0.1 and grown < 8,
+    )
+    workers = await fuzz_workers(40, options.seed)
+    measured = ", ".join(f"{how} {count}" for how, count in sorted(workers.items()))
+    yield Result("worker", measured, set(workers) <= {"in good order", "ProtocolError"})
+
+
+async def soak(options: Options) -> AsyncIterator[Result]:
+    """Everything at once for a long time: the parent's memory stays flat. Only with --seconds 600 or more."""
+    chance = random.Random(options.seed)
+    runner = function_runner("echo", workers=2)
+    samples: list[tuple[float, int]] = []
+    async with runner:
+        async with Crowd(echoing(runner, chance)) as crowd:
+            began = time.perf_counter()
+            while (now := time.perf_counter() - began) < options.seconds:
+                await asyncio.sleep(min(5, options.seconds / 60))
+                crowd.taken.clear()
+                crowd.answered.clear()
+                samples.append((now, private_bytes()))
+                if chance.random() < 0.2:
+                    os.kill(chance.choice(runner.stats().workers).pid, signal.SIGKILL)
+        errors = sum(crowd.errors.values())
+    half = samples[len(samples) // 4 :]  # the first quarter warms up
+    times, sizes = [when for when, _ in half], [size / MIB for _, size in half]
+    mean = sum(times) / len(times), sum(sizes) / len(sizes)
+    spread = sum((when - mean[0]) ** 2 for when in times) or 1.0
+    slope = sum((when - mean[0]) * (size - mean[1]) for when, size in zip(times, sizes, strict=True)) / spread
+    residual = sum((size - mean[1] - slope * (when - mean[0])) ** 2 for when, size in zip(times, sizes, strict=True))
+    error = (residual / max(1, len(half) - 2) / spread) ** 0.5
+    yield Result(
+        "function",
+        f"{crowd.asked:,} calls in {options.seconds:.0f} s, {errors} errors; parent {mean[1]:.1f} MiB, slope "
+        f"{slope * 3600:.2f} +- {2 * error * 3600:.2f} MiB an hour",
+        errors == 0 and abs(slope) <= max(2 * error, 1 / 3600),
+    )
+
+
+ROWS: dict[str, Row] = {
+    "kill": kill,
+    "leak": leak,
+    "jump": jump,
+    "hang": hang,
+    "crash_loop": crash_loop,
+    "orphans": orphans,
+    "leavers": leavers,
+    "frames": frames,
+    "soak": soak,
+}
+
+__all__ = ["CALLERS", "ROWS", "Options", "Result"]
