@@ -105,6 +105,11 @@ bench: $(STAMPS)/bench ## Run the benchmarks (BENCH=file for one)
 	@test -n "$(BENCH)" || { echo "no benchmarks found" >&2; exit 1; }
 	@$(PY) -m pytest $(BENCH) --timeout=1800 $(ARGS)
 
+.PHONY: chaos
+chaos: $(STAMPS)/bench ## Break workers in every way and print what callers saw (ARGS='--rows kill --seconds 10')
+	$(call say,"chaos")
+	@$(PY) -m benchmarks.chaos $(ARGS)
+
 # Names and versions only, for every Python and platform at once. The group "models" goes without its dependencies.
 COMPILE = "$(UV)" pip compile --universal --python-version 3.11 --upgrade --quiet --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --no-emit-package guarded-runners

@@ -10,28 +10,48 @@ Names are loaded when first used: the worker process imports parts of this packa
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runners.runner import EmbeddingRunner as EmbeddingRunner
-    from runners.runner import FunctionRunner as FunctionRunner
+    from runners.embedding import EmbeddingRunner as EmbeddingRunner
+    from runners.fleet import Fleet as Fleet
+    from runners.function import FunctionRunner as FunctionRunner
+    from runners.signals import drain_on_signals as drain_on_signals
     from runners.spec import Faults as Faults
+    from runners.spec import Resources as Resources
+    from runners.supervision.autoscale import Autoscale as Autoscale
 
-__all__ = ["EmbeddingRunner", "Faults", "FunctionRunner"]
+__all__ = [
+    "Autoscale",
+    "EmbeddingRunner",
+    "Faults",
+    "Fleet",
+    "FunctionRunner",
+    "Resources",
+    "drain_on_signals",
+]
 
+_HOMES = {
+    "Autoscale": "supervision.autoscale",
+    "EmbeddingRunner": "embedding",
+    "Faults": "spec",
+    "Fleet": "fleet",
+    "FunctionRunner": "function",
+    "Resources": "spec",
+    "drain_on_signals": "signals",
+}
 
-def __getattr__(name: str) -> object:
-    if name == "Faults":
-        from runners.spec import Faults  # noqa: PLC0415 - lazy, see above
+if not TYPE_CHECKING:  # else every name would be one, for type checkers
 
-        return Faults
-    if name in __all__:
-        _refuse_foreign_guardrails()
-        from runners import runner  # noqa: PLC0415
-
-        return getattr(runner, name)
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    def __getattr__(name: str) -> object:
+        home = _HOMES.get(name)
+        if home is None:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        if home != "spec":  # which needs nothing of guardrails
+            _refuse_foreign_guardrails()
+        return getattr(import_module(f"{__name__}.{home}"), name)
 
 
 def _refuse_foreign_guardrails() -> None:

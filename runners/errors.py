@@ -5,7 +5,8 @@
     GuardrailError
     ├── Rejected
     │   ├── QueueFull                as many requests wait already as the runner's queue holds
-    │   └── RunnerUnavailable        it failed and is probing for recovery; has a true `retry_after`
+    │   ├── RunnerUnavailable        it failed and is probing for recovery; has a true `retry_after`
+    │   └── FleetFull                no room in its fleet's memory budget in time   (also MemoryRefused)
     └── RunnerError
         ├── RunnerClosed             used before start or after close          (also RuntimeError)
         ├── WrongEventLoop           used from another loop than it started in (also RuntimeError)
@@ -19,7 +20,8 @@
         │   ├── FunctionNotFound                                               (also ImportError)
         │   ├── InvalidOption        an option does not fit the model or the machine   (also ValueError)
         │   ├── BudgetTooSmall       `memory` is below what it holds when freshly loaded; `needed` says what would do
-        │   └── WorkerNotFound       the worker program itself cannot be run
+        │   ├── WorkerNotFound       the worker program itself cannot be run
+        │   └── SystemLimitReached   the system has no process, file descriptor or memory left for a worker, for now
         └── (also Failed: the request was accepted, and broke)
             ├── RunnerCrashed        the worker died under it and it may not be run twice
             ├── PoisonedRequest      it was running in two workers that died: refused from then on
@@ -33,7 +35,7 @@ import builtins
 import functools
 from typing import Any, TypeVar
 
-from guardrails.core.errors import Failed, GuardrailError, MissingExtra, QueueFull, Rejected
+from guardrails.core.errors import Failed, GuardrailError, MemoryRefused, MissingExtra, QueueFull, Rejected
 from runners.protocol.messages import ErrorInfo
 
 X = TypeVar("X", bound=Exception)
@@ -103,10 +105,23 @@ class WorkerNotFound(StartFailed):
     """The worker program could not be run at all."""
 
 
+class SystemLimitReached(StartFailed):
+    """The system has no process, file descriptor or memory left for a worker. Try again when some are free."""
+
+
 class RunnerUnavailable(Rejected):
     """The runner has failed too often and is refusing while it probes for recovery; `retry_after` says until when."""
 
     reason = "failed"
+
+
+class FleetFull(MemoryRefused):
+    """The runner must load, and there was no room for it in its fleet's budget in time; `retry_after` is a load's time.
+
+    Raise the fleet's `budget` or `max_wait`, or send less to the other runners.
+    """
+
+    reason = "fleet_full"
 
 
 class RunnerCrashed(RunnerError, Failed):
@@ -219,6 +234,7 @@ def _with_traceback(error: X, info: ErrorInfo) -> X:
 
 __all__ = [
     "BudgetTooSmall",
+    "FleetFull",
     "FunctionNotFound",
     "InvalidInput",
     "InvalidModel",
@@ -235,6 +251,7 @@ __all__ = [
     "RunnerError",
     "RunnerUnavailable",
     "StartFailed",
+    "SystemLimitReached",
     "TokenizerNotFound",
     "UnsendableValue",
     "UnsupportedModel",

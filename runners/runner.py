@@ -1,40 +1,28 @@
-"""The runners that people use: `EmbeddingRunner` and `FunctionRunner`.
+"""What all runners share: they check what they are given, say it to a `Supervisor`, and read the answer.
 
-Each is a thin face: it checks what it is given, says it to a `Supervisor` in the engine's terms, and reads the
-    answer. All of
-them are async context managers, safe to share between the tasks of one event loop, and run on asyncio (uvloop
+A runner is an async context manager, safe to share between the tasks of one event loop, and runs on asyncio (uvloop
 included).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-
-import msgspec
+from typing import Any, Self
 
 from guardrails.core.deadline import wait_limit
 from guardrails.core.sizes import parse_size
-from runners.embedding_input import as_pieces
-from runners.errors import FunctionNotFound, MissingExtra, ModelNotFound, RunnerClosed, UnsendableValue
-from runners.protocol.frames import MAX_FRAME
-from runners.protocol.values import UnsendableError, pack, unpack
-from runners.spec import Faults, WorkerSpec
+from runners.spec import Faults, Resources, WorkerSpec
+from runners.supervision.autoscale import Autoscale, as_autoscale
 from runners.supervision.limits import Limits
 from runners.supervision.request import Answer, Request
 from runners.supervision.restart import RestartPolicy
 from runners.supervision.stats import RunnerStats
+from runners.supervision.status import publish, wanted
 from runners.supervision.supervisor import Supervisor
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 if sys.platform == "win32":
     msg = (
@@ -59,7 +47,13 @@ class Runner:
         memory: soft budget of a worker's private memory, as a size (``"512MiB"``). A worker that reaches it is
             replaced, with no request lost. None: no limit.
         memory_hard: hard budget: a worker that reaches it is killed at once. By default one and a half times `memory`.
-        workers: processes.
+        workers: processes: a number; or ``(minimum, maximum)``, or an `Autoscale`, between which their number follows
+            the load. A minimum of 0 means `lazy`, and unloaded after 60 s without a request.
+        lazy: load with the first request, which waits for it, and not at the start.
+        idle_unload: seconds without a request after which all workers are drained; the next request loads again.
+        max_age: seconds after which a worker is replaced, with no request lost; up to 10 % earlier, so that workers
+            which began together do not go together. None: never.
+        max_requests: requests after which a worker is replaced, in the same way. None: never.
         queue: requests that may wait in this process; one more is refused with `QueueFull`.
         timeout: seconds that a request may take, waiting included; None for no limit. Calls can set their own.
         heartbeat: seconds that a worker may go without finishing a step while it has work, before it is replaced as
@@ -68,6 +62,8 @@ class Runner:
         grace: seconds that `close` gives accepted requests to be answered.
         environment: variables for the workers, on top of this process's.
         restart: when crashed workers are started again.
+        resources: cores, threads, niceness and the like of the workers; see `runners.spec.Resources`.
+        publish_status: whether `runners top` shows this runner; by default what the variable RUNNERS_STATUS says.
         faults: faults to commit on purpose, for tests and game days.
         python: the interpreter that runs workers; by default this one.
     """
@@ -80,7 +76,11 @@ class Runner:
         options: dict[str, Any],
         memory: str | float | None,
         memory_hard: str | float | None,
-        workers: int,
+        max_age: float | None,
+        max_requests: int | None,
+        workers: int | tuple[int, int] | Autoscale,
+        lazy: bool,
+        idle_unload: float | None,
         queue: int,
         timeout: float | None,
         heartbeat: float | None,
@@ -88,14 +88,20 @@ class Runner:
         grace: float,
         environment: Mapping[str, str] | None,
         restart: RestartPolicy | None,
+        resources: Resources | None,
+        publish_status: bool | None,
         faults: Faults | None,
         python: str | None,
     ) -> None:
-        for argument, value, least in (("workers", workers, 1), ("queue", queue, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                msg = f"{argument} takes a whole number of at least {least}, not {value!r}"
-                raise ValueError(msg)
-        for argument, seconds in (("timeout", timeout), ("heartbeat", heartbeat), ("start_timeout", start_timeout)):
+        if not isinstance(queue, int) or isinstance(queue, bool) or queue < 0:
+            msg = f"queue takes a whole number of at least 0, not {queue!r}"
+            raise ValueError(msg)
+        for argument, seconds in (
+            ("timeout", timeout),
+            ("heartbeat", heartbeat),
+            ("start_timeout", start_timeout),
+            ("max_age", max_age),
+        ):
             if seconds is not None and not seconds > 0:
                 msg = f"{argument} takes a number of seconds above 0, not {seconds!r}"
                 raise ValueError(msg)
@@ -112,18 +118,22 @@ class Runner:
         self.name = name
         self.timeout = timeout
         self.grace = grace
+        self._status_folder = wanted(publish_status)
         self._spec = WorkerSpec(
             name=name,
             engine=engine,
             options=options,
             sys_path=tuple(os.path.abspath(entry) for entry in sys.path),  # noqa: PTH100 - text in, text out
             environment={**_ENVIRONMENT, **(environment or {})},
+            resources=(resources or Resources()).shared_by(as_autoscale(workers).maximum),
             faults=faults or Faults(),
         )
         self._supervisor = Supervisor(
             self._spec,
-            limits=Limits(soft=soft, hard=hard, heartbeat=heartbeat),
+            limits=Limits(soft=soft, hard=hard, heartbeat=heartbeat, max_age=max_age, max_requests=max_requests),
             workers=workers,
+            lazy=lazy,
+            idle_unload=idle_unload,
             queue=queue,
             policy=restart,
             start_timeout=start_timeout,
@@ -137,11 +147,24 @@ class Runner:
             StartFailed: one could not be brought up; the subclass says why. Nothing is left running then.
         """
         await self._supervisor.start()
+        if self._status_folder is not None:
+            _ = self._supervisor.spawn(publish(self._supervisor, self._status_folder))
         return self
 
     async def close(self) -> None:
         """Answer what is accepted, for `grace` seconds at most, then end the workers. Closing again does nothing."""
         await self._supervisor.close(self.grace)
+
+    async def recycle(self) -> None:
+        """Replace every worker by a new one, one after the other, and return when that is done. No request is lost.
+
+        A call while one goes on joins it. It goes on when the caller stops waiting.
+
+        Raises:
+            StartFailed: a new worker could not be brought up; those not replaced yet stay in service.
+            RunnerClosed, RunnerUnavailable: the runner is not running, or was closed meanwhile.
+        """
+        await self._supervisor.recycle()
 
     async def __aenter__(self) -> Self:
         """`start`."""
@@ -153,7 +176,7 @@ class Runner:
 
     @property
     def state(self) -> str:
-        """``new``, ``starting``, ``ready``, ``draining``, ``failed`` or ``stopped``."""
+        """``new``, ``idle`` (nothing loaded), ``starting``, ``ready``, ``draining``, ``failed`` or ``stopped``."""
         return self._supervisor.state
 
     def stats(self) -> RunnerStats:
@@ -178,6 +201,14 @@ class Runner:
         # A deadline around this call counts too; one that a `timeout` enforces ends the call itself, by cancelling it.
         seconds = wait_limit(float("inf") if seconds is None else seconds)
         deadline = supervisor.now() + seconds if seconds < float("inf") else None
+        if len(bodies) == 1:
+            ((body, payload),) = bodies
+            request = supervisor.submit(body, payload, deadline=deadline, redeliver=redeliver)
+            try:
+                return [await request.future]
+            except BaseException:
+                supervisor.withdraw(request)
+                raise
         waiting: deque[Request] = deque()
         answers: list[Answer] = []
         try:
@@ -196,207 +227,4 @@ class Runner:
         return answers
 
 
-class EmbeddingRunner(Runner):
-    """Texts to vectors, with an ONNX model in a supervised subprocess.
-
-    Args:
-        path: a sentence-transformers folder, a folder with ``model.onnx`` and ``tokenizer.json``, or an ONNX file.
-        tokenizer: its ``tokenizer.json``, when it is not beside the model.
-        max_tokens: tokens of a text that are read; the rest is cut off. By default what the model's folder says.
-        pooling: ``"mean"``, ``"cls"`` or ``"max"``; by default what the folder says, else mean.
-        normalize: whether vectors have length 1; by default what the folder says, else True.
-        threads: of one worker; by default all cores.
-        lanes: passes that run side by side; by default two on a CPU of several cores, which does the most work. 1
-            answers a lone caller sooner.
-        token_budget: the most padded tokens of one pass, which bounds the memory of one.
-        providers: ONNX Runtime's execution providers, for a GPU.
-
-    The other keywords are those of `Runner`.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        memory: str | float | None = None,
-        memory_hard: str | float | None = None,
-        tokenizer: str | os.PathLike[str] | None = None,
-        max_tokens: int | None = None,
-        pooling: str | None = None,
-        normalize: bool | None = None,
-        threads: int | None = None,
-        lanes: int | None = None,
-        token_budget: int | None = None,
-        providers: Sequence[str] | None = None,
-        name: str | None = None,
-        workers: int = 1,
-        queue: int = 1024,
-        timeout: float | None = 300,
-        heartbeat: float | None = 60,
-        start_timeout: float = 120,
-        grace: float = 10,
-        environment: Mapping[str, str] | None = None,
-        restart: RestartPolicy | None = None,
-        faults: Faults | None = None,
-        python: str | None = None,
-    ) -> None:
-        for module in ("numpy", "onnxruntime", "tokenizers"):
-            if importlib.util.find_spec(module) is None:
-                raise MissingExtra("EmbeddingRunner", extra="onnx", module=module)
-        options: dict[str, Any] = {
-            "path": os.path.abspath(path),  # noqa: PTH100 - text in, text out
-            "tokenizer": None if tokenizer is None else os.path.abspath(tokenizer),  # noqa: PTH100
-            "max_tokens": max_tokens,
-            "pooling": pooling,
-            "normalize": normalize,
-            "threads": threads,
-            "lanes": lanes,
-            "providers": None if providers is None else list(providers),
-        }
-        if token_budget is not None:
-            options["token_budget"] = token_budget
-        super().__init__(
-            name=name or Path(path).stem or "embedder",
-            engine="onnx",
-            options=options,
-            memory=memory,
-            memory_hard=memory_hard,
-            workers=workers,
-            queue=queue,
-            timeout=timeout,
-            heartbeat=heartbeat,
-            start_timeout=start_timeout,
-            grace=grace,
-            environment=environment,
-            restart=restart,
-            faults=faults,
-            python=python,
-        )
-        self._path = Path(path)
-
-    async def start(self) -> Self:
-        """See `Runner.start`."""
-        if not self._path.exists():
-            raise ModelNotFound(
-                f"{self.name}: there is no file or folder {str(self._path)!r}; give the model's folder or .onnx file"
-            )
-        await super().start()
-        return self
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector. Known once it is started."""
-        for worker in self._supervisor.workers:
-            return int(worker.info["dim"])
-        raise RunnerClosed(f"{self.name}: no worker is up to ask for the length of its vectors")
-
-    async def embed(self, texts: Sequence[str], *, timeout: float | None = None) -> npt.NDArray[np.float32]:
-        """The vectors of `texts`, as a float32 array of shape ``(len(texts), dim)``, in their order.
-
-        Texts of many callers share passes, so one call with all of its texts and many calls with one each cost the
-        same. A text longer than the model reads is cut off at `max_tokens`.
-
-        Raises:
-            InvalidInput: a text is not a str, empty, too long to be meant, or cannot be encoded; the message says
-                which.
-            RequestTimeout: no answer within `timeout` seconds.
-            QueueFull, RunnerUnavailable: refused for now; both have a `retry_after` or can be tried again.
-        """
-        import numpy as np  # noqa: PLC0415 - an extra; see __init__
-
-        pieces = as_pieces(texts, self.name)
-        bodies = [(msgspec.msgpack.encode(piece), b"") for piece in pieces]
-        answers = await self._ask(bodies, timeout=timeout, redeliver=True)
-        rows = []
-        for body, payload in answers:
-            shape = msgspec.msgpack.decode(body, type=tuple[int, int])
-            rows.append(np.frombuffer(payload, dtype=np.float32).reshape(shape))
-        return rows[0].copy() if len(rows) == 1 else np.concatenate(rows)
-
-
-class FunctionRunner(Runner):
-    """Calls of one importable function, in supervised subprocesses.
-
-    Arguments and results cross as data: None, bool, int, float, str, bytes, list, dict, datetime, numpy arrays and
-        numbers.
-    Tuples and sets arrive as lists. Nothing is pickled.
-
-    Args:
-        function: ``"module:function"``, importable in the worker, where `sys.path` is this process's.
-        idempotent: whether a call may be run again when the worker dies while it runs. If not, that call gets
-            `RunnerCrashed`; calls that had not begun are run by the next worker either way.
-
-    The other keywords are those of `Runner`.
-    """
-
-    def __init__(
-        self,
-        function: str,
-        *,
-        memory: str | float | None = None,
-        memory_hard: str | float | None = None,
-        idempotent: bool = False,
-        name: str | None = None,
-        workers: int = 1,
-        queue: int = 1024,
-        timeout: float | None = 60,
-        heartbeat: float | None = None,
-        start_timeout: float = 60,
-        grace: float = 10,
-        environment: Mapping[str, str] | None = None,
-        restart: RestartPolicy | None = None,
-        faults: Faults | None = None,
-        python: str | None = None,
-    ) -> None:
-        if not isinstance(function, str):
-            msg = (
-                f"function takes the name 'module:function', not {type(function).__name__}: "
-                "the worker imports it afresh, and nothing is pickled"
-            )
-            raise TypeError(msg)
-        module, _, attribute = function.partition(":")
-        if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
-            raise FunctionNotFound(f"function={function!r} is not of the form 'module:function'")
-        super().__init__(
-            name=name or attribute,
-            engine="function",
-            options={"function": function},
-            memory=memory,
-            memory_hard=memory_hard,
-            workers=workers,
-            queue=queue,
-            timeout=timeout,
-            heartbeat=heartbeat,
-            start_timeout=start_timeout,
-            grace=grace,
-            environment=environment,
-            restart=restart,
-            faults=faults,
-            python=python,
-        )
-        self.idempotent = idempotent
-
-    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function in a worker.
-
-        Raises:
-            RemoteError: it raised; where that was a plain builtin exception, the error is one of that class too.
-            UnsendableValue: arguments or result are not data.
-            RunnerCrashed, PoisonedRequest, RequestTimeout, QueueFull, RunnerUnavailable: see `runners.errors`.
-        """
-        try:
-            body, payload = pack((args, kwargs))
-        except UnsendableError as error:
-            raise UnsendableValue(
-                f"{self.name}: an argument cannot be sent: {error}; pass plain data or numpy arrays"
-            ) from error
-        if len(body) + len(payload) > MAX_FRAME // 2:
-            size = len(body) + len(payload)
-            raise UnsendableValue(
-                f"{self.name}: the arguments are {size:,} bytes; at most {MAX_FRAME // 2:,} can be sent"
-            )
-        ((answer, array_bytes),) = await self._ask(((body, payload),), timeout=None, redeliver=self.idempotent)
-        return unpack(answer, array_bytes)
-
-
-__all__ = ["EmbeddingRunner", "FunctionRunner", "Runner"]
+__all__ = ["Runner"]

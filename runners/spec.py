@@ -5,9 +5,14 @@ Parent and child both read this module, so it imports neither side, nor `guardra
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+
+_NICEST = 19
+_MAX_OOM_SCORE = 1000
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +25,92 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     leak: int = 0
 
 
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """What each worker gets of the machine beside memory.
+
+    They are applied in the worker before it loads anything. What the system does not allow, or does not have, is left
+    as it is, with one warning on the worker's standard error.
+
+    Attributes:
+        threads: threads of numeric libraries, as ``OMP_NUM_THREADS`` and the like; a variable that is set already wins.
+            None: in a pool of several workers each one's share of the cores, in a pool of one what the library takes.
+        cpus: the cores that workers may run on: a set of numbers for all of them, or ``"shared"``, which gives each
+            one `threads` cores that as few other workers as possible have. None: all cores. macOS has no such thing.
+        nice: how far workers stand back behind this process, 0 to 19.
+        open_files: their limit on open files; None: this process's. Above the hard limit it is the hard limit.
+        oom_score_adj: by how much more likely the kernel ends a worker than this process when memory runs out, 0 to
+            1000. Linux only.
+
+    Raises:
+        ValueError: a value is out of its range. The message names it.
+    """
+
+    threads: int | None = None
+    cpus: tuple[int, ...] | str | None = None
+    nice: int = 0
+    open_files: int | None = None
+    oom_score_adj: int = 500
+
+    def __post_init__(self) -> None:
+        """Check."""
+        _check("threads", self.threads, 1, optional=True)
+        _check("nice", self.nice, 0, _NICEST)
+        _check("open_files", self.open_files, 16, optional=True)  # fewer, and not even the engine can be imported
+        _check("oom_score_adj", self.oom_score_adj, 0, _MAX_OOM_SCORE)
+        if self.cpus is not None and self.cpus != "shared":
+            msgspec.structs.force_setattr(self, "cpus", _cores(self.cpus))
+
+    def shared_by(self, workers: int, *, threads: int | None = None, cores: int | None = None) -> Resources:
+        """These, with the number of threads settled for each of `workers`. `threads`, where given, wins.
+
+        Args:
+            workers: how many share the machine.
+            threads: what the engine was told.
+            cores: by default those that this process may use.
+        """
+        threads = threads if threads is not None else self.threads
+        if threads is None and workers > 1:
+            threads = max(1, (cores or _usable_cores()) // workers)
+        return msgspec.structs.replace(self, threads=threads)
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the parent decided for one worker of `Resources`; it goes on the worker's command line, as JSON.
+
+    Attributes:
+        cpus: cores to run on; none: any.
+        nice: added to the niceness.
+        open_files: soft limit; None: as it is.
+        oom_score: added to the score.
+    """
+
+    cpus: tuple[int, ...] = ()
+    nice: int = 0
+    open_files: int | None = None
+    oom_score: int = 0
+
+
+def _check(argument: str, value: object, least: int, most: int | None = None, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        between = f"of at least {least}" if most is None else f"from {least} to {most}"
+        msg = f"{argument} takes a whole number {between}, not {value!r}"
+        raise ValueError(msg)
+
+
+def _cores(cpus: object) -> tuple[int, ...]:
+    numbers = sorted(set(cpus)) if isinstance(cpus, Iterable) and not isinstance(cpus, str) else []
+    if not numbers or not all(isinstance(number, int) and number >= 0 for number in numbers):
+        msg = f"cpus takes 'shared' or the numbers of cores, as in (0, 1), not {cpus!r}"
+        raise ValueError(msg)
+    return tuple(numbers)
+
+
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of worker.
 
@@ -29,6 +120,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         options: what the engine takes; see its module under `runners.worker.engines`.
         sys_path: where the child finds the caller's modules.
         environment: variables that the child gets on top of the parent's.
+        resources: see `Resources`.
         faults: see `Faults`.
     """
 
@@ -37,4 +129,5 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any]
     sys_path: tuple[str, ...] = ()
     environment: dict[str, str] = {}
+    resources: Resources = Resources()
     faults: Faults = Faults()

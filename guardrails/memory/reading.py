@@ -48,6 +48,29 @@ def private_bytes(pid: int | None = None) -> int:
     return sum(fields.values())
 
 
+def private_and_proportional(pid: int | None = None) -> tuple[int, int | None]:
+    """`private_bytes`, and PSS: that plus this process's share of what it has in common with others. One reading.
+
+    PSS is None where the system does not know it (macOS). It counts mapped files too, each page divided by the
+    number of processes that map it.
+
+    Raises:
+        ProcessLookupError: there is no such process. PermissionError: it is somebody else's.
+    """
+    if not _LINUX:
+        return _uss(pid), None
+    fields = _fields(f"/proc/{pid or 'self'}/smaps_rollup", (b"Anonymous:", b"Swap:", b"Pss:", b"SwapPss:"))
+    private = fields.get(b"Anonymous:", 0) + fields.get(b"Swap:", 0)
+    return private, fields.get(b"Pss:", 0) + fields.get(b"SwapPss:", 0)
+
+
+def mapped_bytes(pid: int | None = None) -> int:
+    """What a process has resident of files and shared memory, in bytes; 0 where the system does not say (macOS)."""
+    if not _LINUX:
+        return 0
+    return sum(_fields(f"/proc/{pid or 'self'}/status", (b"RssFile:", b"RssShmem:")).values())
+
+
 def private_estimate(pid: int | None = None) -> int:
     """Nearly `private_bytes`, from counters the kernel keeps anyway: 20 microseconds whatever the size.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from runners.runner import EmbeddingRunner
+    from runners.embedding import EmbeddingRunner
     from runners.supervision.stats import RunnerStats
 
 BUDGET = "400MiB"
@@ -90,7 +90,7 @@ def make_texts(count: int, seed: int = 7) -> list[str]:
 
 
 async def _first_act(models: MiniLM, corpus: list[str], callers: int, kills: int) -> _Act:
-    from runners.runner import EmbeddingRunner
+    from runners.embedding import EmbeddingRunner
 
     act = _Act()
     progress = Progress("loading all-MiniLM-L6-v2 in a worker", total=len(corpus))

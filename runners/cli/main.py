@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from guardrails.core.errors import MissingExtra
 
 _DESCRIPTION = """\
 Models in supervised subprocesses: restarted when they pass a memory budget, without losing a request.
@@ -11,6 +15,21 @@ Models in supervised subprocesses: restarted when they pass a memory budget, wit
 examples:
   runners demo                 a real model, a leak, two kills, and no request lost (about a minute)
   runners demo --texts 300     a shorter one
+  runners top                  the runners of your other programs, live
+  runners top --once           the same, once
+"""
+_TOP = """\
+Shows the runners of this user's other programs: workers, memory against its budget, queue, rates and restarts.
+
+A program is seen when it publishes its status: start it with RUNNERS_STATUS=1 in its environment, or give its runner
+publish_status=True. It then writes numbers, and nothing of any request, to a private folder once a second. q or Ctrl-C
+ends the view; nothing in the other program is touched.
+
+examples:
+  RUNNERS_STATUS=1 python my_program.py &
+  runners top                  live
+  runners top --once           one snapshot, also without a terminal
+  runners top --json           one snapshot for programs, sizes in bytes
 """
 
 
@@ -33,13 +52,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--texts", type=_positive, default=2000, metavar="N", help="requests of one text each (2000)")
     demo.add_argument("--callers", type=_positive, default=32, metavar="N", help="callers at once (32)")
     demo.add_argument("--kills", type=int, default=2, metavar="N", help="times to kill the worker with SIGKILL (2)")
+    top = commands.add_parser(
+        "top",
+        help="a live view of the runners of this user's other programs",
+        description=_TOP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--once", action="store_true", help="print one snapshot and end")
+    top.add_argument("--json", action="store_true", help="print one snapshot as JSON and end")
+    top.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between two looks (1)")
+    top.add_argument(
+        "--folder", type=Path, metavar="PATH", help="where the status files are, if not in the usual place"
+    )
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
         return 2
+    if options.command == "top":
+        return _top(options)
     from runners.cli.demo import run
 
     return run(texts=options.texts, callers=options.callers, kills=options.kills)
+
+
+def _top(options: argparse.Namespace) -> int:
+    from runners.cli import top
+
+    try:
+        return top.run(once=options.once, as_json=options.json, folder=options.folder, interval=options.interval)
+    except MissingExtra as missing:
+        print(missing, file=sys.stderr)
+        return 2
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0.05 <= number <= 3600:
+        msg = f"{text} is not from 0.05 to 3600 seconds"
+        raise argparse.ArgumentTypeError(msg)
+    return number
 
 
 def _positive(text: str) -> int:

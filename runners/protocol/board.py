@@ -41,8 +41,12 @@ class Board:
         else:  # macOS
             fd, path = tempfile.mkstemp(prefix="runners-board-")
             Path(path).unlink()
-        os.ftruncate(fd, _SIZE)
-        return cls(fd)
+        try:
+            os.ftruncate(fd, _SIZE)
+            return cls(fd)
+        except BaseException:  # mapping it needs a descriptor more, and there may be none
+            os.close(fd)
+            raise
 
     def close(self) -> None:
         """Give the page and its descriptor back."""

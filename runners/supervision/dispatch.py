@@ -26,7 +26,10 @@ from runners.supervision.exit import Exit
 from runners.supervision.request import Request
 from runners.supervision.worker import Worker
 
+#: Workers that a request may take with it until it is refused as poison.
 _MAX_STRIKES = 2
+#: The same, counting those that were killed from outside: no request causes that, unless it sends the signal itself.
+_MAX_DEATHS = 8
 
 
 class Dispatcher:
@@ -156,7 +159,8 @@ class Dispatcher:
             if not request.waited_for:
                 continue
             ran = request.id in running
-            request.strikes += ran
+            request.deaths += ran
+            request.strikes += ran and not exit.from_outside
             error = closed() if closed is not None else self._verdict(request, exit) if ran else None
             if error is None:
                 again.append(request)
@@ -172,8 +176,8 @@ class Dispatcher:
     def _verdict(self, request: Request, exit: Exit) -> Exception | None:  # noqa: A002
         """The error for a request that was running in a worker that died, or None if it may run again."""
         how = exit.describe()
-        if request.strikes >= _MAX_STRIKES:
-            msg = f"{self.name}: {_MAX_STRIKES} workers died while they ran this request; the last {how}"
+        if request.strikes >= _MAX_STRIKES or request.deaths >= _MAX_DEATHS:
+            msg = f"{self.name}: {request.deaths} workers died while they ran this request; the last {how}"
             return PoisonedRequest(msg, exit=how, stderr=exit.stderr)
         if not request.redeliver:
             msg = f"{self.name}: the worker {how} while it ran this request, which may not be run twice"

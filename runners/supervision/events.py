@@ -9,8 +9,8 @@ from guardrails.core.events import Event
 
 @dataclass(frozen=True, slots=True)
 class RunnerStateChanged(Event):
-    """The runner as a whole moved from `old` to `new`: ``starting``, ``ready``, ``draining``, ``failed`` or
-    ``stopped``.
+    """The runner as a whole moved from `old` to `new`: ``starting``, ``ready``, ``idle``, ``draining``,
+    ``failed`` or ``stopped``.
     """
 
     old: str
@@ -54,3 +54,31 @@ class RequestsRedelivered(Event):
 
     pid: int
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerScaled(Event):
+    """The runner went from `old` to `new` workers because of its load."""
+
+    old: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleUpHeld(Event):
+    """One more than `workers` would be needed, but the `expected` bytes do not fit into the `free` ones."""
+
+    workers: int
+    expected: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerUnloaded(Event):
+    """All workers of a runner without work were drained: ``idle`` for long, or ``evicted`` for another of its fleet.
+
+    They held `freed` private bytes.
+    """
+
+    reason: str
+    freed: int

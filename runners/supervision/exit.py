@@ -14,18 +14,29 @@ class Exit:
         code: exit status, or the negated signal number, as `subprocess` has it.
         reason: why we ended it (``"memory"``, ``"stuck"``, ``"stopped"`` ...), or None when it ended by itself.
         stderr: the last lines of its standard error.
+        oom: for a SIGKILL that was not ours: whether the kernel sent it because memory ran out. None: not known.
     """
 
     code: int
     reason: str | None
     stderr: str
+    oom: bool | None = None
 
     @property
     def label(self) -> str:
-        """One word or two for counting and labels: our reason, or the signal's name, or ``exit_N``."""
+        """One word or two for counting and labels: our reason, ``oom_kill``, the signal's name, or ``exit_N``."""
         if self.reason is not None:
             return self.reason
+        if self.oom:
+            return "oom_kill"
         return _signal_name(-self.code).lower() if self.code < 0 else f"exit_{self.code}"
+
+    @property
+    def from_outside(self) -> bool:
+        """Whether it is known that another program ended it: a SIGKILL that neither we nor the kernel, short of memory,
+        sent. What the worker was doing is then no cause, unless it sent the signal to itself.
+        """
+        return self.reason is None and self.code == -signal.SIGKILL and self.oom is False
 
     def describe(self) -> str:
         """For people."""
@@ -33,9 +44,12 @@ class Exit:
             return f"was ended by the runner ({self.reason})"
         if self.code >= 0:
             return f"exited with status {self.code}"
+        if self.oom:
+            return "was killed by the kernel because memory ran out (SIGKILL); set memory= below what the machine has"
         name = _signal_name(-self.code)
+        by_kernel = "" if self.oom is False else "by the kernel if memory ran out, or "
         hint = {
-            "SIGKILL": "; by the kernel if memory ran out, or by another program",
+            "SIGKILL": f"; {by_kernel}by another program",
             "SIGSEGV": "; a crash in native code",
             "SIGABRT": "; native code gave up",
             "SIGILL": "; native code built for another processor",

@@ -23,17 +23,21 @@ import signal
 import socket
 import subprocess
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from runners.errors import WorkerNotFound
+import msgspec
+
 from runners.protocol.board import Board
 from runners.protocol.frames import ProtocolError, encode, parent_decoder
 from runners.protocol.messages import Message, Start, ToParent
 from runners.spec import WorkerSpec
+from runners.supervision.cores import Cores
 from runners.supervision.exit import Exit
+from runners.supervision.oom import LOOK_EVERY, OomWatch
+from runners.supervision.spawn import cannot_start, environment, grant
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 # Our package, and no other `runners` that the working directory may hold, is imported from where the parent has it;
@@ -48,6 +52,9 @@ _KEPT_LINES = 40
 #: Seconds to wait for the last bytes of a worker that has ended. Only a descendant that inherited its socket can hold
 #: them.
 _LAST_BYTES = 1.0
+#: Of all runners of this process.
+_cores = Cores()
+_oom_kills_explained: Counter[Path] = Counter()
 
 
 class WorkerProcess:
@@ -77,18 +84,22 @@ class WorkerProcess:
         self._eof = False
         self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._pipes: list[asyncio.BaseTransport] = []
+        self._own_cores: tuple[int, ...] = ()
+        self._oom: OomWatch | None = None
+        self._next_look: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Start the process and send it the spec.
 
         Raises:
-            WorkerNotFound: the interpreter cannot be run, or the system has no process or descriptor left.
+            WorkerNotFound: the interpreter cannot be run.
+            SystemLimitReached: the system has no process, descriptor or memory left for it.
         """
         loop = asyncio.get_running_loop()
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
-            raise WorkerNotFound(f"{self.spec.name}: no socket for a new worker: {error}") from error
+            raise cannot_start(self.spec, self._python, error) from error
         try:
             self._spawn(theirs)
         except (
@@ -97,9 +108,8 @@ class WorkerProcess:
             ValueError,
         ) as error:  # TypeError, ValueError: variables that no environment can have
             ours.close()
-            self._close_board()
-            msg = f"{self.spec.name}: the worker program {self._python!r} cannot be run: {error}"
-            raise WorkerNotFound(msg) from error
+            self._let_go()
+            raise cannot_start(self.spec, self._python, error) from error
         finally:
             theirs.close()
         ours.setblocking(False)
@@ -112,6 +122,8 @@ class WorkerProcess:
             # in it.
             await asyncio.wait((connecting,))
             raise
+        except OSError as error:
+            raise cannot_start(self.spec, self._python, error) from error
         self.send(Start(self.spec))
 
     async def _connect(self, loop: asyncio.AbstractEventLoop, ours: socket.socket) -> None:
@@ -123,19 +135,23 @@ class WorkerProcess:
 
     def _spawn(self, theirs: socket.socket) -> None:
         self.board = Board.create()
-        environment = {**os.environ, **self.spec.environment}
         command = [self._python, "-P", "-c", _PROGRAM, _ROOT]
         command += ["--socket", str(theirs.fileno()), "--board", str(self.board.fd), "--parent", str(os.getpid())]
+        granted = grant(self.spec, _cores)
+        self._own_cores = granted.cpus if self.spec.resources.cpus == "shared" else ()
+        command += ["--resources", msgspec.json.encode(granted).decode()]
         self._popen = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment,
+            env=environment(self.spec),
             pass_fds=(theirs.fileno(), self.board.fd),
             start_new_session=True,
         )
         self.pid = self._popen.pid
+        self._oom = OomWatch(self.pid, _oom_kills_explained)
+        self._next_look = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
 
     # Speaking
 
@@ -196,6 +212,16 @@ class WorkerProcess:
 
     # The end
 
+    def moved(self) -> None:
+        """The worker was put into another cgroup: its OOM kills are counted there from now on."""
+        if self._oom is not None:
+            self._oom.look_afresh()
+
+    def _look(self) -> None:
+        if self._oom is not None and self._code is None:
+            self._oom.look()
+            self._next_look = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
+
     def _watch_exit(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             pidfd = os.pidfd_open(self.pid)
@@ -244,12 +270,18 @@ class WorkerProcess:
             transport.close()
         assert self._code is not None  # noqa: S101 - see _finish
         reason = self._reason or (self._expected if self._code == 0 else None)
+        sent_by_somebody = reason is None and self._code == -signal.SIGKILL
+        oom = self._oom.killed() if sent_by_somebody and self._oom is not None else None
         try:
-            self._on_exit(Exit(self._code, reason, "\n".join(self._last_lines)))
+            self._on_exit(Exit(self._code, reason, "\n".join(self._last_lines), oom))
         finally:
-            self._close_board()
+            self._let_go()
 
-    def _close_board(self) -> None:
+    def _let_go(self) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
+        _cores.give_back(self._own_cores)
+        self._own_cores = ()
         if self.board is not None:
             self.board.close()
             self.board = None

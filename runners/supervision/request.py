@@ -19,7 +19,8 @@ class Request:
         id: unique for the runner's life.
         deadline: on the event loop's clock, or None.
         redeliver: whether it may be run again when a worker dies while it runs there.
-        strikes: workers that died while they were running it.
+        deaths: workers that died while they were running it.
+        strikes: those among them that were not killed from outside, and so may have died of it.
         future: resolves once, with the answer or an error.
         abandoned_at: when its caller left, on the loop's clock; None while it waits.
     """
@@ -28,6 +29,7 @@ class Request:
         "abandoned_at",
         "body",
         "deadline",
+        "deaths",
         "future",
         "id",
         "on_expire",
@@ -53,6 +55,7 @@ class Request:
         self.payload = payload
         self.deadline = deadline
         self.redeliver = redeliver
+        self.deaths = 0
         self.strikes = 0
         self.future = future
         self.abandoned_at: float | None = None

@@ -9,6 +9,8 @@
                         │  └ redeliver, in front┘     │ drain this one
                         └─────────────────────────────┘
 
+      ┌── idle ◀──┐ no work for long: unloaded
+      ▼           │
     starting ──▶ ready ──▶ draining ──▶ stopped
                   ▲  │ more crashes than the restart policy allows
      a probe loads│  ▼
@@ -29,20 +31,25 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Literal
 
 from guardrails.core import events
-from runners.errors import MissingExtra, RunnerClosed, RunnerUnavailable, StartFailed, WrongEventLoop
+from runners.errors import RunnerClosed, RunnerUnavailable, StartFailed, WrongEventLoop
 from runners.protocol.messages import Done, Failed
 from runners.spec import WorkerSpec
+from runners.supervision.autoscale import Autoscale
 from runners.supervision.dispatch import Dispatcher
 from runners.supervision.events import RunnerStateChanged, WorkerExited, WorkerReady
 from runners.supervision.exit import Exit
+from runners.supervision.forecast import GrowthPerRequest
 from runners.supervision.limits import Limits
+from runners.supervision.pool import Pool
+from runners.supervision.replace import Replacer
 from runners.supervision.request import Request
 from runners.supervision.restart import RestartPolicy
-from runners.supervision.stats import RunnerStats, WorkerStats
+from runners.supervision.scaling import keep_size
+from runners.supervision.stats import RunnerStats, worker_stats
 from runners.supervision.watch import watch
 from runners.supervision.worker import Worker
 
-State = Literal["new", "starting", "ready", "draining", "failed", "stopped"]
+State = Literal["new", "idle", "starting", "ready", "draining", "failed", "stopped"]
 
 _log = logging.getLogger("runners")
 
@@ -53,7 +60,11 @@ class Supervisor:
     Args:
         spec: what to run.
         limits: what a worker may not do.
-        workers: how many.
+        workers: how many, or ``(minimum, maximum)``, or an `Autoscale`. With a minimum of 0 it is `lazy`, and unloads
+            when idle.
+        lazy: load with the first request, which waits for it, and not before.
+        idle_unload: seconds without a request after which all workers are drained; the next one loads again. None:
+            never, or 60 s with a minimum of 0.
         queue: requests that may wait here for a worker, beyond those that workers have.
         policy: when to restart.
         start_timeout: seconds that a worker may take to load.
@@ -66,7 +77,9 @@ class Supervisor:
         spec: WorkerSpec,
         *,
         limits: Limits,
-        workers: int = 1,
+        workers: int | tuple[int, int] | Autoscale = 1,
+        lazy: bool = False,
+        idle_unload: float | None = None,
         queue: int = 1024,
         policy: RestartPolicy | None = None,
         start_timeout: float = 120,
@@ -77,25 +90,28 @@ class Supervisor:
         self.limits = limits
         self.state: State = "new"
         self.replacing = False
+        self.replacer = Replacer(self)
+        self.growth = GrowthPerRequest()
+        self.asked_at = float("-inf")  # when somebody last wanted `stats`
         self.drain_timeout = drain_timeout
-        self._target = workers
-        self._dispatcher = Dispatcher(spec.name, queue=queue)
-        self._policy = policy or RestartPolicy()
+        self.pool = Pool(self, workers=workers, lazy=lazy, idle_unload=idle_unload, policy=policy)
+        if queue == 0 and (self.pool.lazy or self.pool.idle_unload is not None):
+            msg = "queue=0 does not go with lazy, idle_unload or a minimum of 0: a request waits there for the load"
+            raise ValueError(msg)
+        self.used = 0.0
+        self.dispatcher = Dispatcher(spec.name, queue=queue)
         self._start_timeout = start_timeout
         self._python = python
         self._loop: asyncio.AbstractEventLoop
         self._tasks: set[asyncio.Task[None]] = set()
-        self._restoring = False
-        self._coming: set[Worker] = set()
-        self._retry_at = 0.0
-        self._load_seconds = 0.0
+        self.load_seconds = 0.0
         self._was_failed = False
         self._exits: Counter[str] = Counter()
 
     @property
     def workers(self) -> list[Worker]:
         """The workers in service."""
-        return self._dispatcher.workers
+        return self.dispatcher.workers
 
     # Life
 
@@ -108,21 +124,28 @@ class Supervisor:
         if self.state != "new":
             raise RunnerClosed(f"{self.spec.name}: a runner starts once; it is {self.state}. Make a new one")
         self._loop = asyncio.get_running_loop()
-        self._dispatcher.begin(self._loop)
-        self._set_state("starting")
+        self.dispatcher.begin(self._loop)
+        if self.pool.lazy:
+            self.set_state("idle")
+        else:
+            await self._start_workers()
+        _ = self.spawn(watch(self))
+        if self.pool.size.scales or self.pool.idle_unload is not None:
+            _ = self.spawn(keep_size(self.pool))
+
+    async def _start_workers(self) -> None:
+        self.set_state("starting")
+        target = self.pool.target = self.pool.size.floor
         try:
-            results = await asyncio.gather(
-                *(self._bring_into_service() for _ in range(self._target)), return_exceptions=True
-            )
+            results = await asyncio.gather(*(self.bring_into_service() for _ in range(target)), return_exceptions=True)
             self._check_started(results)
         except BaseException:
             await self._stop("start_failed")
             raise
-        self._set_state("ready")
-        self.spawn(watch(self))
+        self.set_state("ready")
 
     def _check_started(self, results: Sequence[BaseException | None]) -> None:
-        if self._closing:
+        if self.closing:
             raise RunnerClosed(f"{self.spec.name}: the runner was closed while it was starting")
         for failure in results:
             if failure is not None:
@@ -135,13 +158,13 @@ class Supervisor:
             return
         if asyncio.get_running_loop() is not self._loop:
             raise self._wrong_loop("close it there")
-        self._set_state("draining")
-        self._dispatcher.idle.clear()
-        self._dispatcher.note_idle()
+        self.set_state("draining")
+        self.dispatcher.idle.clear()
+        self.dispatcher.note_idle()
         try:
             if grace > 0:
                 async with asyncio.timeout(grace):
-                    await self._dispatcher.idle.wait()
+                    await self.dispatcher.idle.wait()
         except TimeoutError:
             _log.warning("%s: closing with requests unanswered after %g s of grace", self.spec.name, grace)
         finally:  # also when cancelled: nobody will ask again
@@ -150,22 +173,24 @@ class Supervisor:
     async def _stop(self, reason: str) -> None:
         for task in tuple(self._tasks):
             task.cancel()
-        self._set_state("stopped")
+        self.set_state("stopped")
+        self.replacer.stop()
         for worker in self.workers:
             worker.drain()
         try:
             patient = [worker.wait_exit(1.0) for worker in self.workers if not worker.in_flight]
             await asyncio.gather(*patient)
         finally:
-            await asyncio.gather(*(worker.end(reason) for worker in (*self.workers, *self._coming)))
+            await asyncio.gather(*(worker.end(reason) for worker in (*self.workers, *self.pool.coming)))
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            self._dispatcher.flush(self._closed)
+            self.dispatcher.flush(self._closed)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task of the supervisor's own; it ends with the supervisor at the latest, and its failure is logged."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+        return task
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -173,11 +198,14 @@ class Supervisor:
             _log.error("%s: bug in supervision; please report this", self.spec.name, exc_info=task.exception())
 
     @property
-    def _closing(self) -> bool:
+    def closing(self) -> bool:
+        """Whether it takes no more requests."""
         return self.state in ("draining", "stopped")
 
-    def _set_state(self, new: State) -> None:
+    def set_state(self, new: State) -> None:
+        """Move, and say so."""
         old, self.state = self.state, new
+        self._was_failed |= new == "failed"
         if old != new:
             _log.info("%s: %s -> %s", self.spec.name, old, new)
             if events.sinks:
@@ -196,24 +224,30 @@ class Supervisor:
             RunnerClosed, WrongEventLoop: the runner cannot be used so.
             QueueFull, RunnerUnavailable: it is refused, for now.
         """
-        self._usable()
-        return self._dispatcher.submit(body, payload, deadline=deadline, redeliver=redeliver)
+        self.used = self._usable().time()
+        request = self.dispatcher.submit(body, payload, deadline=deadline, redeliver=redeliver)
+        if self.state != "ready":
+            self.pool.wake()
+        return request
 
     def withdraw(self, request: Request) -> None:
         """The caller has left. What has not begun is dropped; what runs goes on until it ends or its grace is over."""
-        self._dispatcher.withdraw(request)
+        self.dispatcher.withdraw(request)
 
     def _usable(self) -> asyncio.AbstractEventLoop:
         if self.state == "new":
             msg = f"{self.spec.name}: the runner is not started; use 'async with runner:' or await runner.start()"
             raise RunnerClosed(msg)
-        if self._closing:
+        if self.closing:
             raise RunnerClosed(f"{self.spec.name}: the runner is closed; make a new one")
         if asyncio.get_running_loop() is not self._loop:
             raise self._wrong_loop("start one runner in each loop")
-        if self.state == "failed":
+        if self.state in ("failed", "idle") and not self._may_load():
             raise self._unavailable()
         return self._loop
+
+    def _may_load(self) -> bool:
+        return self.pool.resting and self._loop.time() >= self.pool.retry_at
 
     def _wrong_loop(self, mend: str) -> WrongEventLoop:
         return WrongEventLoop(f"{self.spec.name}: the runner belongs to the event loop it was started in; {mend}")
@@ -221,15 +255,19 @@ class Supervisor:
     def _answered(self, request: Request, message: Done | Failed, payload: memoryview) -> None:
         if self._was_failed and isinstance(message, Done):
             self._was_failed = False
-            self._policy.recovered()
-        self._dispatcher.answered(request, message, payload)
+            self.pool.policy.recovered()
+        self.dispatcher.answered(request, message, payload)
 
     def _closed(self) -> RunnerClosed:
         return RunnerClosed(f"{self.spec.name}: the runner was closed before this request was answered")
 
     def _unavailable(self) -> RunnerUnavailable:
-        wait = max(0.0, self._retry_at - self._loop.time()) + self._load_seconds
-        detail = "its workers keep failing; it is trying again"
+        wait = max(0.0, self.pool.retry_at - self._loop.time())
+        if self.pool.resting:
+            detail = "it could not be loaded; the first request after this time tries again"
+        else:
+            wait += self.load_seconds
+            detail = "its workers keep failing; it is trying again"
         return RunnerUnavailable(self.spec.name, retry_after=wait, detail=detail)
 
     # Workers
@@ -242,14 +280,18 @@ class Supervisor:
         """
         worker = Worker(self.spec, on_answer=self._answered, on_exit=self._exited, python=self._python)
         began = self._loop.time()
-        self._coming.add(worker)
+        self.pool.coming.add(worker)
         try:
-            await worker.start(timeout=self._start_timeout, budget=self.limits.soft)
+            await worker.start(timeout=self._start_timeout, budget=self.limits.soft, hard=self.limits.hard)
         finally:
-            self._coming.discard(worker)
-        self._load_seconds = self._loop.time() - began
+            self.pool.coming.discard(worker)
+        now = self._loop.time()
+        self.load_seconds = now - began
+        term = self.limits.term(random.Random(worker.pid))  # noqa: S311 - no secret
+        worker.memory.begin(now, load=self.load_seconds, term=term, baseline=worker.baseline)
+        self.pool.expected = worker.baseline
         if events.sinks:
-            events.emit(WorkerReady(self.spec.name, worker.pid, worker.baseline, self._load_seconds))
+            events.emit(WorkerReady(self.spec.name, worker.pid, worker.baseline, self.load_seconds))
         return worker
 
     def put_in_service(self, worker: Worker) -> None:
@@ -262,11 +304,15 @@ class Supervisor:
             raise StartFailed(f"{self.spec.name}: a new worker died as soon as it was ready")
         self.workers.append(worker)
         if self.state == "failed":
-            self._was_failed = True
-            self._set_state("ready")
-        self._dispatcher.pump()
+            self.set_state("ready")
+        self.dispatcher.pump()
 
-    async def _bring_into_service(self) -> None:
+    async def bring_into_service(self) -> None:
+        """Both: a new worker that serves.
+
+        Raises:
+            StartFailed: it could not be brought up.
+        """
         self.put_in_service(await self.bring_up())
 
     def _exited(self, worker: Worker, exit: Exit) -> None:  # noqa: A002
@@ -279,50 +325,39 @@ class Supervisor:
         if not expected:
             self._exits[exit.label] += 1
             _log.warning("%s: worker %d %s", self.spec.name, worker.pid, exit.describe())
-        self._dispatcher.take_back(worker, exit, closed=self._closed if self.state == "stopped" else None)
+        self.dispatcher.take_back(worker, exit, closed=self._closed if self.state == "stopped" else None)
         if in_service and not worker.retired:
             self.restore()
-        self._dispatcher.pump()
-        self._dispatcher.note_idle()
+        if self.dispatcher.queued:
+            self.pool.wake()  # one that was being unloaded did not end well
+        self.dispatcher.pump()
+        self.dispatcher.note_idle()
 
-    # Restarts
-
-    def _missing(self) -> int:
-        serving = sum(worker.state == "ready" for worker in self.workers)
-        return self._target - serving - len(self._coming)
+    async def recycle(self) -> None:
+        """Replace every worker, one after the other, with no request lost. See `Replacer.recycle`."""
+        self._usable()
+        await self.replacer.recycle()
 
     def restore(self) -> None:
-        """See to it that there are as many workers as there should be, or that one is to answer what is left when
-        closing.
-        """
-        needed = self.state != "stopped" and (self.state != "draining" or self._dispatcher.queued > 0)
-        if needed and not self._restoring and self._missing() > 0:
-            self._restoring = True
-            self.spawn(self._restore_workers())
+        """See to it that there are as many workers as there should be."""
+        self.pool.restore()
 
-    async def _restore_workers(self) -> None:
-        try:
-            while self._missing() > 0:
-                decision = self._policy.crashed(self._loop.time(), random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-                self._retry_at = self._loop.time() + decision.delay
-                if decision.failed and not any(worker.state == "ready" for worker in self.workers):
-                    if self.state != "draining":
-                        self._set_state("failed")
-                    self._dispatcher.flush(self._unavailable if self.state == "failed" else self._closed)
-                await asyncio.sleep(decision.delay)
-                try:
-                    await self._bring_into_service()
-                except (StartFailed, MissingExtra) as error:
-                    self._exits["start_failed"] += 1
-                    _log.warning("%s: restart failed: %s", self.spec.name, error)
-        finally:
-            self._restoring = False
+    async def free_memory(self) -> int:
+        """Bytes that one more worker may take: what the machine has left, and the fleet that it belongs to."""
+        return await self.pool.free_memory()
+
+    def fail(self) -> None:
+        """There is no worker, and there have been too many crashes: refuse what waits, and what comes."""
+        if not self.closing:
+            self.set_state("failed")
+        self.dispatcher.flush(self._closed if self.closing else self._unavailable)
 
     # What it is now
 
     def stats(self) -> RunnerStats:
         """A snapshot."""
-        counts = self._dispatcher.counts
+        counts = self.dispatcher.counts
+        now = self.asked_at = self._loop.time() if self.workers else 0.0
         return RunnerStats(
             name=self.spec.name,
             state=self.state,
@@ -332,19 +367,10 @@ class Supervisor:
             expired=counts["expired"],
             cancelled=counts["cancelled"],
             redelivered=counts["redelivered"],
-            queued=self._dispatcher.queued,
+            queued=self.dispatcher.queued,
             restarts=dict(self._exits),
-            workers=tuple(
-                WorkerStats(
-                    pid=worker.pid,
-                    state=worker.state,
-                    private=worker.private,
-                    baseline=worker.baseline,
-                    in_flight=len(worker.in_flight),
-                    answered=worker.answered,
-                )
-                for worker in self.workers
-            ),
+            workers=tuple(worker_stats(worker, now, self.limits.soft) for worker in self.workers),
+            growth_per_request=self.growth.costs(),
         )
 
     def count_replacement(self, reason: str) -> None:

@@ -1,33 +1,29 @@
-"""Watches the workers of a supervisor: their memory against their budgets, and whether they still get on.
+"""Watches the workers of a supervisor: their memory against their budgets, their terms, and whether they still get on.
 
-Twenty times a second while there is work, five times while there is none. A look is two small reads (a `/proc` file,
+Twenty times a second while there is work, ten times while there is none. A look is two small reads (a `/proc` file,
 the board): tens of microseconds. Near a threshold the exact reading is taken, in a thread, since the kernel may need
-milliseconds for it.
+milliseconds for it; nothing here waits for that, so that one slow reading does not blind the watch over the others.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
-from guardrails.core import events
-from guardrails.memory.reading import headroom, private_bytes, private_estimate
-from runners.errors import MissingExtra, StartFailed
-from runners.supervision.events import WorkerReplaced
+from guardrails.memory.reading import private_and_proportional, private_estimate
+from runners.supervision.memory import in_thread
 from runners.supervision.worker import Worker
 
 if TYPE_CHECKING:
     from runners.supervision.supervisor import Supervisor
 
-_log = logging.getLogger("runners")
-
 BUSY_INTERVAL = 0.05
-IDLE_INTERVAL = 0.2  # a worker that gets work in between must not outgrow its hard budget unseen
-#: A replacement runs beside its predecessor only if this many times its expected size is free.
-_SAFETY = 1.2
-#: Seconds before a replacement that failed is tried again.
-_REPLACE_AGAIN = 5.0
+IDLE_INTERVAL = 0.1  # a worker that gets work in between must not outgrow its hard budget unseen
+#: Exact readings take at most a tenth of the time: after one that took so long, this many times that is waited.
+_EXACT_PAUSE = 10.0
+#: While somebody asks for `stats`, exact readings are at most so many seconds old.
+EXACT_AGE = 5.0
 
 
 async def watch(supervisor: Supervisor) -> None:
@@ -36,27 +32,69 @@ async def watch(supervisor: Supervisor) -> None:
     while True:
         busy = any(worker.in_flight for worker in supervisor.workers)
         await asyncio.sleep(BUSY_INTERVAL if busy else IDLE_INTERVAL)
+        now = loop.time()
         for worker in tuple(supervisor.workers):
             if worker.state in ("ready", "draining"):
-                await _check_memory(supervisor, worker)
-                _check_progress(supervisor, worker, loop.time())
+                _check_memory(supervisor, worker, now)
+                _check_progress(supervisor, worker, now)
+                _check_term(supervisor, worker, now)
 
 
-async def _check_memory(supervisor: Supervisor, worker: Worker) -> None:
-    limits = supervisor.limits
+def _check_memory(supervisor: Supervisor, worker: Worker, now: float) -> None:
+    memory = worker.memory
     try:
         worker.private = private_estimate(worker.pid)
-        if limits.judge_estimate(worker.private) == "fine":
-            return
-        worker.private = await asyncio.to_thread(private_bytes, worker.pid)
-    except (OSError, RuntimeError):
-        return  # it has just ended, which is reported; or no descriptor or thread is left: at the next look, then
-    judgement = limits.judge(worker.private)
+    except OSError:
+        return  # it has just ended, which is reported; or no descriptor is left: at the next look, then
+    judgement = supervisor.limits.judge_estimate(worker.private)
     if judgement == "kill":
         worker.process.kill("hard_budget")
-    elif judgement == "replace" and worker.state == "ready" and not supervisor.replacing:
-        supervisor.replacing = True
-        supervisor.spawn(replace(supervisor, worker, "soft_budget"))
+        return
+    memory.trend.add(now, worker.private)
+    look = memory.grown(worker.private)
+    if look is not None:
+        supervisor.growth.learn(*look)
+    _check_forecast(supervisor, worker, now)
+    asked = supervisor.asked_at + EXACT_AGE > now > memory.exact_at + EXACT_AGE
+    if (judgement == "look_closer" or asked) and not memory.reading and now >= memory.exact_from:
+        memory.reading = True
+        _ = supervisor.spawn(_look_closer(supervisor, worker))
+
+
+async def _look_closer(supervisor: Supervisor, worker: Worker) -> None:
+    loop, memory = asyncio.get_running_loop(), worker.memory
+    began = loop.time()
+    try:
+        private, memory.pss = await in_thread(partial(private_and_proportional, worker.pid))
+    except (OSError, RuntimeError):
+        return  # as above; or no thread is left
+    finally:
+        memory.reading = False
+    memory.exact_at = loop.time()
+    memory.exact_from = memory.exact_at + _EXACT_PAUSE * (memory.exact_at - began)
+    if worker.process.exited:
+        return
+    worker.private = private
+    judgement = supervisor.limits.judge(private)
+    if judgement == "kill":
+        worker.process.kill("hard_budget")
+    elif judgement == "replace":
+        supervisor.replacer.start(worker, "soft_budget")
+
+
+def _check_forecast(supervisor: Supervisor, worker: Worker, now: float) -> None:
+    limits, memory = supervisor.limits, worker.memory
+    if limits.soft is None or supervisor.replacing or not limits.worth_a_forecast(worker.private, worker.baseline):
+        return
+    left = memory.trend.seconds_until(limits.soft, now)
+    if limits.due(left, age=now - memory.since, load=memory.load):
+        supervisor.replacer.start(worker, "forecast")
+
+
+def _check_term(supervisor: Supervisor, worker: Worker, now: float) -> None:
+    reason = worker.memory.term.over(now - worker.memory.since, worker.answered)
+    if reason is not None:
+        supervisor.replacer.start(worker, reason)
 
 
 def _check_progress(supervisor: Supervisor, worker: Worker, now: float) -> None:
@@ -71,37 +109,3 @@ def _check_progress(supervisor: Supervisor, worker: Worker, now: float) -> None:
     )
     if why is not None:
         worker.process.kill(f"stuck_{why}")
-
-
-async def replace(supervisor: Supervisor, worker: Worker, reason: str) -> None:
-    """Put a new worker in the place of `worker`, with no request lost. `supervisor.replacing` is set, and cleared here.
-
-    If both fit, the new one is ready before the old one stops. If not, the old one answers what it has and goes, and
-    then the new one comes; what no other worker can take waits in the queue meanwhile.
-    """
-    try:
-        free = await asyncio.to_thread(headroom)
-        overlap = free > worker.baseline * _SAFETY
-        if not overlap:
-            await _retire(supervisor, worker)
-        new = await supervisor.bring_up()
-        supervisor.put_in_service(new)
-        if overlap:
-            await _retire(supervisor, worker)
-    except (StartFailed, MissingExtra) as error:
-        _log.warning("%s: replacing worker %d failed: %s", supervisor.spec.name, worker.pid, error)
-        supervisor.restore()  # if the old one is gone already, or has crashed meanwhile
-        await asyncio.sleep(_REPLACE_AGAIN)
-    else:
-        supervisor.count_replacement(reason)
-        _log.info("%s: worker %d replaced by %d (%s)", supervisor.spec.name, worker.pid, new.pid, reason)
-        if events.sinks:
-            events.emit(WorkerReplaced(supervisor.spec.name, worker.pid, new.pid, reason, overlap))
-    finally:
-        supervisor.replacing = False
-
-
-async def _retire(supervisor: Supervisor, worker: Worker) -> None:
-    worker.drain()
-    if not await worker.wait_exit(supervisor.drain_timeout):
-        await worker.end("drain_timeout")

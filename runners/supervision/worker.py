@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
 
 from guardrails.core.sizes import format_size
-from guardrails.memory.reading import private_bytes
+from guardrails.memory.reading import private_and_proportional
 from runners.errors import BudgetTooSmall, StartFailed, start_error
 from runners.protocol.messages import Cancel, Done, Drain, Failed, LoadFailed, Ready, Submit, ToParent
 from runners.spec import WorkerSpec
 from runners.supervision.exit import Exit
+from runners.supervision.memory import WorkerMemory, in_thread
 from runners.supervision.process import WorkerProcess
 from runners.supervision.request import Request
 
@@ -34,6 +37,7 @@ class Worker:
         baseline: private memory when loaded and warm, in bytes.
         private: private memory at the last reading, in bytes.
         answered: requests that it has answered.
+        memory: what else is known of its memory.
         last_progress: when it last did something, on the loop's clock.
         retired: whether it was asked to go; what comes in its place is not for its exit to decide.
     """
@@ -53,6 +57,7 @@ class Worker:
         self.in_flight: dict[int, Request] = {}
         self.baseline = 0
         self.private = 0
+        self.memory = WorkerMemory()
         self.answered = 0
         self.last_progress = 0.0
         self.retired = False
@@ -73,7 +78,7 @@ class Worker:
 
     # Coming up
 
-    async def start(self, *, timeout: float, budget: int | None) -> None:
+    async def start(self, *, timeout: float, budget: int | None, hard: int | None = None) -> None:
         """Start the process and wait until the engine is loaded and warm. On any error nothing is left running.
 
         Raises:
@@ -81,10 +86,14 @@ class Worker:
         """
         try:
             await self.process.start()
+            if self.memory.hold.take(self.pid, hard):
+                self.process.moved()
             async with asyncio.timeout(timeout):
                 await self._ready
-            self.private = self.baseline = await asyncio.to_thread(private_bytes, self.pid)
+            self.private, self.memory.pss = await in_thread(partial(private_and_proportional, self.pid))
+            self.baseline = self.private
             self._check_alive()
+            self.memory.hold.arm(self.pid)
             if budget is not None and self.baseline * _ROOM_TO_WORK > budget:
                 self._refuse_budget(budget)
         except TimeoutError:
@@ -184,6 +193,7 @@ class Worker:
             request = self.in_flight.pop(message.id, None)
             if request is not None:
                 self.answered += 1
+                self.memory.answered[(len(request.body) + len(request.payload)).bit_length()] += 1
                 self.last_progress = asyncio.get_running_loop().time()
                 self._on_answer(request, message, payload)
         elif isinstance(message, Ready) and not self._ready.done():
@@ -194,6 +204,9 @@ class Worker:
             self._ready.set_exception(start_error(message.error, self.spec.name))
 
     def _exited(self, exit: Exit) -> None:  # noqa: A002
+        if exit.reason is None and self.memory.hold.fired():
+            exit = dataclasses.replace(exit, reason="hard_budget")  # noqa: A001
+        self.memory.hold.release()
         came_up = self.state != "starting"
         self.state = "exited"
         self._exit.set_result(exit)

@@ -29,6 +29,7 @@ from runners.spec import WorkerSpec
 from runners.worker.channel import Channel, ParentGone
 from runners.worker.engines.base import EngineError, StepEngine, exception_info
 from runners.worker.faults import FaultyEngine
+from runners.worker.resources import apply
 from runners.worker.serve import serve
 
 _PR_SET_PDEATHSIG = 1
@@ -37,9 +38,12 @@ LOAD_FAILED = 3
 
 
 def main() -> None:
-    """Run a worker on the descriptors named on the command line: ``--socket N --board N --parent PID``."""
+    """Run a worker on the descriptors named on the command line: ``--socket N --board N --parent PID --resources
+    JSON``.
+    """
     arguments = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     _die_with(int(arguments["--parent"]))
+    apply(arguments["--resources"])
     faulthandler.enable()  # a segmentation fault then leaves the Python stack in the last lines of standard error
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -189,7 +189,7 @@ async def test_an_argument_that_cannot_be_sent_is_refused_here(value):
 
 
 async def test_arguments_beyond_the_limit_are_refused_here(monkeypatch):
-    monkeypatch.setattr("runners.runner.MAX_FRAME", 2000)
+    monkeypatch.setattr("runners.function.MAX_FRAME", 2000)
     async with FunctionRunner("calls:echo") as echo:
         with pytest.raises(UnsendableValue, match=r"1,0.. bytes; at most 1,000"):
             await echo(b"x" * 1001)

@@ -136,6 +136,20 @@ async def test_poison_is_refused_and_its_neighbours_are_answered():
         assert (stats.submitted, stats.answered, stats.failed, stats.restarts) == (30, 29, 1, {"sigsegv": 2})
 
 
+async def test_a_request_whose_workers_are_killed_from_outside_is_no_poison(tmp_path, until):
+    policy = RestartPolicy(intensity=10, backoff=0.01)
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    async with FunctionRunner("calls:hold", idempotent=True, restart=policy) as hold:
+        call = asyncio.create_task(hold(str(mark), str(go)))
+        for runs in range(1, 5):
+            await until(lambda runs=runs: mark.exists() and len(mark.read_text().splitlines()) == runs)
+            if runs < 4:
+                os.kill(only_pid(hold), signal.SIGKILL)
+        go.touch()
+        assert await call == only_pid(hold)
+        assert hold.stats().restarts == {"sigkill": 3}
+
+
 async def test_what_a_dead_workers_own_children_hold_does_not_delay_its_end(tmp_path, until, alive):
     left = tmp_path / "left"
     async with FunctionRunner("calls:fork_and_die") as fork:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import sys
+import threading
 import time
 
 import pytest
 
 from guardrails.testing import capture_events
 from runners import Faults, FunctionRunner
-from runners.errors import BudgetTooSmall, RunnerCrashed
-from runners.supervision import watch
+from runners.errors import BudgetTooSmall, PoisonedRequest, RunnerCrashed
+from runners.supervision import pool, watch
 from runners.supervision.events import WorkerExited, WorkerReady, WorkerReplaced
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +57,7 @@ async def test_a_leaking_worker_is_replaced_by_one_beside_it_with_nothing_lost()
 
 
 async def test_without_headroom_the_old_worker_goes_first_and_nothing_is_lost(monkeypatch):
-    monkeypatch.setattr(watch, "headroom", lambda: 0)
+    monkeypatch.setattr(pool, "headroom", lambda: 0)
     most = 0
     with capture_events() as seen:
         async with FunctionRunner("calls:act", memory="40MiB", memory_hard="1GiB") as act:
@@ -77,7 +80,7 @@ async def test_without_headroom_the_old_worker_goes_first_and_nothing_is_lost(mo
 
 
 async def test_without_headroom_the_other_worker_serves_on(monkeypatch, until):
-    monkeypatch.setattr(watch, "headroom", lambda: 0)
+    monkeypatch.setattr(pool, "headroom", lambda: 0)
     with capture_events() as seen:
         async with FunctionRunner("calls:act", workers=2, memory="40MiB", memory_hard="1GiB") as act:
             full = await act("leak", 60 * MIB)
@@ -89,7 +92,7 @@ async def test_without_headroom_the_other_worker_serves_on(monkeypatch, until):
 
 
 async def test_a_worker_that_ends_badly_while_it_is_retired_is_replaced_once(monkeypatch, until, tmp_path):
-    monkeypatch.setattr(watch, "headroom", lambda: 0)
+    monkeypatch.setattr(pool, "headroom", lambda: 0)
     mark = tmp_path / "mark"
     with capture_events() as seen:
         async with FunctionRunner("calls:act", memory="40MiB", memory_hard="1GiB", idempotent=True) as act:
@@ -133,6 +136,78 @@ async def test_the_hard_budget_kills_at_once_and_the_others_are_answered(tmp_pat
         assert time.monotonic() - float(mark.read_text()) < 0.5
         assert await asyncio.gather(*others) == list(range(20))
         assert act.stats().restarts == {"hard_budget": 1}
+
+
+async def test_a_call_that_jumps_by_a_gigabyte_is_killed_in_time_and_refused_after_the_second(tmp_path):
+    mark = tmp_path / "mark"
+    # Half a gigabyte above the baseline is beyond the hard budget whatever the baseline is.
+    hard = 512 * MIB
+    killed = []
+    with capture_events() as seen:
+        async with FunctionRunner("memory_calls:act", memory_hard=hard, idempotent=True) as act:
+            jumping = asyncio.create_task(act("climb", str(mark), hard, 1024 * MIB))
+            await asyncio.sleep(0)
+            others = [asyncio.create_task(act("echo", n)) for n in range(20)]
+            while not jumping.done():
+                killed += [time.monotonic()] * (sum(isinstance(e, WorkerExited) for e in seen) - len(killed))
+                await asyncio.sleep(0.002)
+            with pytest.raises(PoisonedRequest, match=r"ended by the runner \(hard_budget\)"):
+                await jumping
+            assert await asyncio.gather(*others) == list(range(20))
+            stats = act.stats()
+            assert stats.restarts == {"hard_budget": 2}
+            assert (stats.submitted, stats.answered, stats.failed) == (21, 20, 1)
+    over = [float(line) for line in mark.read_text().split()] if mark.exists() else []
+    for crossed, end in zip(over, killed, strict=False):  # with a fast look it never gets so far
+        assert end - crossed < 0.25
+
+
+async def test_the_hard_budget_holds_while_every_thread_of_the_application_is_busy(until):
+    release = threading.Event()
+    async with FunctionRunner("memory_calls:act", memory_hard="100MiB", idempotent=True) as act:
+        blocked = [asyncio.create_task(asyncio.to_thread(release.wait, 20)) for _ in range(64)]
+        try:
+            base = act.stats().workers[0].baseline
+            # Between once and 1.1 times the budget only the exact reading may kill, and that one needs a thread.
+            leaking = asyncio.create_task(act("leak", 104 * MIB - base, 20))
+            await until(lambda: act.stats().restarts.get("hard_budget"))
+            leaking.cancel()
+        finally:
+            release.set()
+            await asyncio.gather(*blocked)
+
+
+async def test_stats_tell_what_is_held_and_what_a_request_leaves_behind(monkeypatch, until):
+    monkeypatch.setattr(watch, "EXACT_AGE", 0.1)
+    async with FunctionRunner("memory_calls:act", memory="1GiB") as act:
+        (first,) = act.stats().workers
+        assert first.hard_limit in ("watchdog", "cgroup")
+        assert 0.0 <= first.age < 10.0
+        if sys.platform == "linux":
+            assert first.pss is not None
+            assert first.pss > first.private * 0.5
+        chance = random.Random(3)
+        for _ in range(200):
+            if chance.random() < 0.5:
+                assert await act("leak_a_part", b"x" * 100_000, 10) == 100_000
+            else:
+                await act("echo", 1)
+            await asyncio.sleep(0.005)
+        await until(lambda: act.stats().workers[0].private > first.private + 50 * MIB)
+        if sys.platform == "linux":
+            await until(lambda: (act.stats().workers[0].pss or 0) > first.pss + 50 * MIB)
+        stats = act.stats()
+        costs = stats.growth_per_request
+        assert set(costs) == {16, 4**9}
+        assert costs[4**9] == pytest.approx(1_000_000, rel=0.3)
+        assert costs[16] < 300_000
+        assert stats.workers[0].age > first.age
+
+
+async def test_without_a_hard_budget_nothing_holds_it():
+    async with FunctionRunner("memory_calls:echo") as echo:
+        assert echo.stats().workers[0].hard_limit is None
+        assert echo.stats().workers[0].soft_budget_in is None
 
 
 async def test_a_budget_below_the_baseline_is_refused_with_the_size_that_works():

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -40,10 +44,10 @@ def parent(importable):
     """Starts a script that has a runner, and gives it with the numbers of its workers."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(body: str) -> tuple[subprocess.Popen[str], list[int]]:
+    def start(body: str, **how: object) -> tuple[subprocess.Popen[str], list[int]]:
         program = _PARENT.format(root=ROOT, importable=str(importable), body=body)
         process = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how
         )
         started.append(process)
         assert process.stdout is not None
@@ -68,6 +72,41 @@ async def test_the_parent_is_killed(parent, until, alive, tmp_path, call):
     process.kill()
     process.wait()
     await until(lambda: not any(map(alive, workers)), seconds=2)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("call", ["'echo'", "'native_hang', {mark!r}"])
+async def test_the_parent_s_group_is_killed(parent, until, alive, tmp_path, call):
+    mark = tmp_path / "mark"
+    body = _SERVE.format(call=call.format(mark=str(mark))) + "\n        await asyncio.sleep(60)"
+    process, workers = parent(body, process_group=0)
+    assert len(workers) == 2
+    assert not {os.getpgid(worker) for worker in workers} & {process.pid}  # theirs are their own
+    if "native" in call:
+        await until(mark.exists)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    await until(lambda: not any(map(alive, workers)), seconds=2)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("call", ["'echo'", "'native_hang', {mark!r}"])
+async def test_the_parent_s_terminal_is_closed(parent, until, alive, tmp_path, call):
+    mark = tmp_path / "mark"
+    body = _SERVE.format(call=call.format(mark=str(mark))) + "\n        await asyncio.sleep(60)"
+    ours, theirs = pty.openpty()
+    in_terminal = {"stdin": theirs, "start_new_session": True, "preexec_fn": _take_terminal}
+    process, workers = parent(body, **in_terminal)
+    os.close(theirs)
+    if "native" in call:
+        await until(mark.exists)
+    os.close(ours)  # the window is gone: the kernel hangs up
+    assert process.wait(timeout=2) == -signal.SIGHUP
+    await until(lambda: not any(map(alive, workers)), seconds=2)
+
+
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @pytest.mark.anyio

@@ -71,7 +71,10 @@ async def test_a_crash(tmp_path, until):
         ("WorkerExited", 1, "drained"),
     ]
     exited = next(event for event in seen if isinstance(event, WorkerExited))
-    assert exited.detail == "was killed by SIGKILL; by the kernel if memory ran out, or by another program"
+    assert exited.detail in (  # as far as the system tells
+        "was killed by SIGKILL; by another program",
+        "was killed by SIGKILL; by the kernel if memory ran out, or by another program",
+    )
     assert exited.stderr.startswith("last words of")
 
 

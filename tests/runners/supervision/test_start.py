@@ -163,15 +163,15 @@ async def test_one_of_two_workers_cannot_start(tmp_path):
 
 
 async def test_a_worker_that_dies_as_soon_as_it_is_ready(monkeypatch):
-    def killed_meanwhile(pid: int) -> int:
+    def killed_meanwhile(pid: int) -> tuple[int, int]:
         os.kill(pid, signal.SIGKILL)
         end = time.monotonic() + 5
         while psutil.pid_exists(pid) and time.monotonic() < end:  # until its exit has been seen
             time.sleep(0.002)
         time.sleep(0.05)
-        return 10 << 20
+        return 10 << 20, 10 << 20
 
-    monkeypatch.setattr(worker_module, "private_bytes", killed_meanwhile)
+    monkeypatch.setattr(worker_module, "private_and_proportional", killed_meanwhile)
     with pytest.raises(StartFailed, match="SIGKILL"):
         await FunctionRunner("calls:echo").start()
 

@@ -10,6 +10,7 @@ import re
 
 import pytest
 
+import guardrails.errors
 from guardrails.core.errors import Failed, GuardrailError, Rejected
 from runners import errors
 from runners.errors import (
@@ -57,7 +58,7 @@ def test_every_class_of_the_drawing_has_the_bases_it_says(name, parent, accepted
     assert issubclass(cls, getattr(errors, parent))
     assert issubclass(cls, Failed) == accepted
     if also:
-        assert issubclass(cls, getattr(builtins, also))
+        assert issubclass(cls, getattr(builtins, also, None) or getattr(guardrails.errors, also))
 
 
 def test_every_class_is_in_the_drawing():

@@ -11,3 +11,8 @@ time.sleep(float(os.environ.get("LOAD", "0")))
 
 def pid():
     return os.getpid()
+
+
+def nap():
+    time.sleep(0.01)
+    return os.getpid()

@@ -1,0 +1,53 @@
+"""What a worker is started with, and why it could not be."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from runners.errors import SystemLimitReached, WorkerNotFound
+from runners.spec import Grant, WorkerSpec
+from runners.supervision.cores import Cores
+
+#: How numeric libraries are told their number of threads.
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+#: What to do when the system has no more of something.
+_SHORTAGES = {
+    errno.EMFILE: "no file descriptor is left in this process; raise its limit (ulimit -n), or close some",
+    errno.ENFILE: "no file descriptor is left in this system",
+    errno.EAGAIN: "no process is left for this user or container; raise the limit (ulimit -u, pids.max), or end some",
+    errno.ENOMEM: "no memory is left to start a process",
+    errno.ENOSPC: "no room is left for the worker's shared page",
+    errno.EFBIG: "the limit on the size of files (ulimit -f) leaves no room for the worker's shared page",
+}
+
+
+def environment(spec: WorkerSpec) -> dict[str, str]:
+    """This process's variables, and the spec's on top. Where neither says how many threads to use, the resources do."""
+    threads = spec.resources.threads
+    default = {} if threads is None else dict.fromkeys(_THREADS, str(threads))
+    return {**default, **os.environ, **spec.environment}
+
+
+def grant(spec: WorkerSpec, cores: Cores) -> Grant:
+    """What one worker gets. If that are cores of its own, they are taken, and to be given back at its end."""
+    wanted = spec.resources
+    cpus = wanted.cpus if isinstance(wanted.cpus, tuple) else ()
+    if wanted.cpus == "shared" and wanted.threads is not None and hasattr(os, "sched_getaffinity"):
+        cpus = cores.take(wanted.threads, os.sched_getaffinity(0))
+    return Grant(cpus=cpus, nice=wanted.nice, open_files=wanted.open_files, oom_score=wanted.oom_score_adj)
+
+
+def cannot_start(spec: WorkerSpec, python: str, error: Exception) -> SystemLimitReached | WorkerNotFound:
+    """The error for a worker process that could not be started."""
+    shortage = _SHORTAGES.get(error.errno or 0) if isinstance(error, OSError) else None
+    if shortage is not None:
+        return SystemLimitReached(f"{spec.name}: a worker cannot be started: {shortage} ({error})")
+    return WorkerNotFound(f"{spec.name}: the worker program {python!r} cannot be run: {error}")
