@@ -56,7 +56,9 @@ def _check_memory(supervisor: Supervisor, worker: Worker, now: float) -> None:
         supervisor.growth.learn(*look)
     _check_forecast(supervisor, worker, now)
     asked = supervisor.asked_at + EXACT_AGE > now > memory.exact_at + EXACT_AGE
-    if (judgement == "look_closer" or asked) and not memory.reading and now >= memory.exact_from:
+    hard = supervisor.limits.hard
+    urgent = hard is not None and worker.private >= hard
+    if (judgement == "look_closer" or asked) and not memory.reading and (urgent or now >= memory.exact_from):
         memory.reading = True
         _ = supervisor.spawn(_look_closer(supervisor, worker))
 

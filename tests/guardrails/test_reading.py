@@ -17,6 +17,8 @@ from guardrails.memory.reading import (
     Scope,
     headroom,
     machine_scopes,
+    mapped_bytes,
+    private_and_proportional,
     private_bytes,
     private_estimate,
     resident_bytes,
@@ -53,6 +55,20 @@ def test_mapped_files_are_not_private(read, tmp_path):
         assert sum(weights[page] for page in range(0, 32 * MIB, mmap.PAGESIZE)) == 0
         assert read() - before < SLACK
         assert resident_bytes() - resident > 20 * MIB
+
+
+@linux
+def test_the_proportional_share_counts_mapped_files_and_the_private_part_does_not(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"\0" * (32 * MIB))
+    (private, pss), mapped = private_and_proportional(), mapped_bytes()
+    assert abs(private - private_bytes()) < SLACK
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as weights:
+        assert sum(weights[page] for page in range(0, 32 * MIB, mmap.PAGESIZE)) == 0
+        held, share = private_and_proportional()
+        assert held - private < SLACK
+        assert share - pss > 20 * MIB
+        assert mapped_bytes() - mapped > 20 * MIB
 
 
 def test_another_process_can_be_read_and_counts_in_the_tree():
