@@ -12,10 +12,10 @@ Names are loaded when first used, so that importing the package costs next to no
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from guardrails._collision import refuse_foreign_package
+from guardrails._lazy import lazy
 
 if TYPE_CHECKING:
     from guardrails.core.deadline import deadline_in as deadline_in
@@ -75,16 +75,8 @@ _HOMES = {
     "timeout": "gates.timeout",
 }
 
-
 if not TYPE_CHECKING:  # else every name would be one, for type checkers
-
-    def __getattr__(name: str) -> object:
-        home = _HOMES.get(name)
-        if home is None:
-            msg = f"module {__name__!r} has no attribute {name!r}"
-            raise AttributeError(msg)
-        found = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
-        return found
+    __getattr__ = lazy(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from guardrails._lazy import lazy
 from guardrails.core.errors import (
     Failed,
     GuardrailError,
@@ -44,20 +44,13 @@ __all__ = [
 
 #: Errors that live beside their guard are loaded when asked for. `CircuitOpen` brings pybreaker, and with it redis.
 _HOMES = {
-    "CircuitOpen": "guardrails.gates.breaker.refusal",
-    "ConnectionClosed": "guardrails.gates.connection",
-    "InjectedError": "guardrails.strategies.inject.rules",
-    "RateLimited": "guardrails.gates.limiter.signals",
-    "RetriesExhausted": "guardrails.strategies.retry.strategy",
-    "TooManyConnections": "guardrails.gates.connection",
+    "CircuitOpen": "gates.breaker.refusal",
+    "ConnectionClosed": "gates.connection",
+    "InjectedError": "strategies.inject.rules",
+    "RateLimited": "gates.limiter.signals",
+    "RetriesExhausted": "strategies.retry.strategy",
+    "TooManyConnections": "gates.connection",
 }
 
-
 if not TYPE_CHECKING:  # else every name would be one, for type checkers
-
-    def __getattr__(name: str) -> object:
-        home = _HOMES.get(name)
-        if home is None:
-            msg = f"module {__name__!r} has no attribute {name!r}"
-            raise AttributeError(msg)
-        return getattr(import_module(home), name)
+    __getattr__ = lazy(__name__, _HOMES)

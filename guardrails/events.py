@@ -9,9 +9,9 @@ An event is a frozen dataclass with the guard's name as `source`. It never holds
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from guardrails._lazy import lazy
 from guardrails.core.events import (
     BreakerChanged,
     CallAdmitted,
@@ -76,33 +76,26 @@ __all__ = [
 
 #: Events that live beside their guard are loaded when asked for.
 _HOMES = {
-    "CacheEvicted": "guardrails.strategies.cache.signals",
-    "CacheHit": "guardrails.strategies.cache.signals",
-    "CacheJoined": "guardrails.strategies.cache.signals",
-    "CacheMiss": "guardrails.strategies.cache.signals",
-    "CacheServedStale": "guardrails.strategies.cache.signals",
-    "CacheStoreFailed": "guardrails.strategies.cache.signals",
-    "CacheStoreRecovered": "guardrails.strategies.cache.signals",
-    "CacheTooLarge": "guardrails.strategies.cache.signals",
-    "ConnectionEnded": "guardrails.gates.connection",
-    "ConnectionOpened": "guardrails.gates.connection",
-    "Drained": "guardrails.gates.limiter.signals",
-    "FallbackUsed": "guardrails.strategies.fallback",
-    "FaultInjected": "guardrails.strategies.inject.strategy",
-    "HedgeStarted": "guardrails.strategies.hedge",
-    "HedgeWon": "guardrails.strategies.hedge",
-    "InjectionSwitched": "guardrails.strategies.inject.switch",
-    "RateChanged": "guardrails.gates.limiter.signals",
-    "RetryGaveUp": "guardrails.strategies.retry.strategy",
-    "RetryScheduled": "guardrails.strategies.retry.strategy",
+    "CacheEvicted": "strategies.cache.signals",
+    "CacheHit": "strategies.cache.signals",
+    "CacheJoined": "strategies.cache.signals",
+    "CacheMiss": "strategies.cache.signals",
+    "CacheServedStale": "strategies.cache.signals",
+    "CacheStoreFailed": "strategies.cache.signals",
+    "CacheStoreRecovered": "strategies.cache.signals",
+    "CacheTooLarge": "strategies.cache.signals",
+    "ConnectionEnded": "gates.connection",
+    "ConnectionOpened": "gates.connection",
+    "Drained": "gates.limiter.signals",
+    "FallbackUsed": "strategies.fallback",
+    "FaultInjected": "strategies.inject.strategy",
+    "HedgeStarted": "strategies.hedge",
+    "HedgeWon": "strategies.hedge",
+    "InjectionSwitched": "strategies.inject.switch",
+    "RateChanged": "gates.limiter.signals",
+    "RetryGaveUp": "strategies.retry.strategy",
+    "RetryScheduled": "strategies.retry.strategy",
 }
 
-
 if not TYPE_CHECKING:  # else every name would be one, for type checkers
-
-    def __getattr__(name: str) -> object:
-        home = _HOMES.get(name)
-        if home is None:
-            msg = f"module {__name__!r} has no attribute {name!r}"
-            raise AttributeError(msg)
-        return getattr(import_module(home), name)
+    __getattr__ = lazy(__name__, _HOMES)

@@ -19,7 +19,7 @@ settle a call, in the middle of our own code.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from typing import Any, NoReturn, Protocol
 
 from guardrails.core import events
@@ -31,7 +31,7 @@ from guardrails.core.outcome import Outcome
 from guardrails.core.permits import Ledger, Permits
 from guardrails.core.queue_options import Key, Priority
 from guardrails.core.service_rate import ServiceRate
-from guardrails.core.waiting import FairRoom, TaskWaiter, ThreadWaiter, Waiter, on_event_loop
+from guardrails.core.waiting import FairRoom, TaskWaiter, ThreadWaiter, Waiter, on_event_loop, wake
 
 
 class Limiter(Protocol):
@@ -369,9 +369,3 @@ class Turnstile(Gate):
         if events.sinks:
             events.emit(events.CallRejected(self.name, refusal.reason, refusal.retry_after))
         raise refusal
-
-
-def wake(waiters: Iterable[Waiter[int]]) -> None:
-    """Let waiters go on that were granted, or refused. Outside the lock."""
-    for waiter in waiters:
-        waiter.wake()

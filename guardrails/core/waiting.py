@@ -18,7 +18,7 @@ import asyncio
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, TypeVar
 
 from guardrails.core.clock import Clock
@@ -189,6 +189,12 @@ class FairRoom(Generic[T]):
     def dismiss(self) -> list[Waiter[T]]:
         """Send everybody away. The caller sets each one's `refusal`, and wakes them outside the lock."""
         return self._queue.drain()
+
+
+def wake(waiters: Iterable[Waiter[T]]) -> None:
+    """Let waiters go on that were granted, or refused. Outside the lock."""
+    for waiter in waiters:
+        waiter.wake()
 
 
 def on_event_loop() -> bool:

@@ -33,8 +33,8 @@ from guardrails.core.permits import Ledger, Permits
 from guardrails.core.pipeline import Layer
 from guardrails.core.queue_options import Key, Priority, check_options
 from guardrails.core.sizes import format_size, parse_size
-from guardrails.core.turnstile import Held, Turnstile, wake
-from guardrails.core.waiting import Waiter
+from guardrails.core.turnstile import Held, Turnstile
+from guardrails.core.waiting import Waiter, wake
 from guardrails.gates.concurrency import Aimd, Gradient
 from guardrails.gates.memory_cost import Charge, CostBook, Learned, size_class
 from guardrails.memory.reading import Scope, scope_reader

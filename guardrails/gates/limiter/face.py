@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from guardrails.core import events
+from guardrails.core.waiting import wake
 from guardrails.gates.limiter.lane import Lane, Rates
-from guardrails.gates.limiter.reservation import Reservation, running, wake
+from guardrails.gates.limiter.reservation import Reservation, running
 from guardrails.gates.limiter.settings import amount_text
 from guardrails.gates.limiter.signals import Drained
 from guardrails.gates.limiter.turnstile import ALONE, Ident, Turnstile

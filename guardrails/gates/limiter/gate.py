@@ -11,12 +11,13 @@ from guardrails.core.errors import Rejected
 from guardrails.core.guard import Call, Gate, Position
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer
+from guardrails.core.waiting import wake
 from guardrails.gates.limiter.adaptive import AdaptiveRate
 from guardrails.gates.limiter.bucket import Bucket, Part
 from guardrails.gates.limiter.exclusive import STEADY
 from guardrails.gates.limiter.face import NOT_GIVEN, LimiterFace
 from guardrails.gates.limiter.lane import Rates
-from guardrails.gates.limiter.reservation import Reservation, closed, opened, wake
+from guardrails.gates.limiter.reservation import Reservation, closed, opened
 from guardrails.gates.limiter.settings import Costs
 from guardrails.gates.limiter.signals import Drained, RateChanged
 from guardrails.gates.limiter.turnstile import ALONE, Ident

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from guardrails.core.waiting import Waiter
+from guardrails.core.waiting import Waiter, wake
 from guardrails.gates.limiter.bucket import Part
 from guardrails.gates.limiter.lane import Amounts, Lane, Pending
 from guardrails.gates.limiter.settings import Costs
@@ -136,9 +136,3 @@ def running(owner: object) -> Reservation | None:
     while current is not None and current.owner is not owner:
         current = current.outer
     return current
-
-
-def wake(waiters: Iterable[Waiter[Pending]]) -> None:
-    """Let them go on. Outside the lock."""
-    for waiter in waiters:
-        waiter.wake()

@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 from guardrails.core import events
 from guardrails.core.clock import Clock
 from guardrails.core.deadline import remaining
-from guardrails.core.waiting import on_event_loop
+from guardrails.core.waiting import on_event_loop, wake
 from guardrails.gates.limiter.adaptive import AdaptiveRate
 from guardrails.gates.limiter.exclusive import Exclusive
 from guardrails.gates.limiter.lane import Amounts, Lane, Lanes, Pending, Rates, TaskTurn, ThreadTurn
-from guardrails.gates.limiter.reservation import Reservation, wake
+from guardrails.gates.limiter.reservation import Reservation
 from guardrails.gates.limiter.settings import Costs, amount_text
 from guardrails.gates.limiter.signals import RateLimited
 

@@ -1,6 +1,6 @@
 """What a cache knows and decides, for sync and async calls alike: entries, flights in flight, counts and events.
 
-Threads: `hit` takes no lock; all else is under `cache_flight.lock`, never across an await or a call.
+Threads: `hit` takes no lock; all else is under `flight.lock`, never across an await or a call.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from random import Random
@@ -119,13 +119,8 @@ class Inject(Layer, Strategy):
         """Whether it is off."""
         return not self._switch.on
 
-    def run(self, call: DrivenCall, proceed: Callable[[], Awaitable[T]]) -> Coroutine[Any, Any, T]:
-        """Hit an async call, or not. While it is off, the call is handed on."""
-        if not self._switch.on:
-            return cast("Coroutine[Any, Any, T]", proceed())  # whatever it is, it is only awaited
-        return self._run(call, proceed)
-
-    async def _run(self, call: DrivenCall, proceed: Callable[[], Awaitable[T]]) -> T:
+    async def run(self, call: DrivenCall, proceed: Callable[[], Awaitable[T]]) -> T:
+        """Hit an async call, or not."""
         latency = self._draw(call)
         if latency is None:
             return await proceed()
@@ -143,7 +138,7 @@ class Inject(Layer, Strategy):
 
     def run_blocking(self, call: DrivenCall, proceed: Callable[[], T]) -> T:
         """Hit a sync call, or not."""
-        latency = self._draw(call) if self._switch.on else None
+        latency = self._draw(call)
         if latency is None:
             return proceed()
         if latency:
@@ -160,13 +155,10 @@ class Inject(Layer, Strategy):
             raise TypeError(msg)
         return cast("T", answer)
 
-    def run_stream(self, call: DrivenCall, proceed: Callable[[], AsyncGenerator[T, Any]]) -> AsyncGenerator[T, Any]:
-        """Hit a stream, or not, after its first `after_items` items."""
-        return self._run_stream(call, proceed) if self._switch.on else proceed()
-
-    async def _run_stream(
+    async def run_stream(
         self, call: DrivenCall, proceed: Callable[[], AsyncGenerator[T, Any]]
     ) -> AsyncGenerator[T, Any]:
+        """Hit a stream, or not, after its first `after_items` items."""
         left = self._plan.after_items  # until the fault; below 0 it is over
         source: AsyncGenerator[T, Any] | None = None
         step: Callable[[Any], Awaitable[T]] | None = None

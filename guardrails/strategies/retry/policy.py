@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from guardrails.core.clock import Clock
@@ -61,9 +60,7 @@ class Run:
 
     def raised(self, exc: Exception) -> None:
         """The attempt ended with `exc`."""
-        outcome = self.call.judge(exc)
-        # A classify of the user's may leave the exception out; without it the call would seem to have returned.
-        self.outcome = outcome if outcome.exception is not None else replace(outcome, exception=exc)
+        self.outcome = self.call.judge(exc)
 
     def gave_up(self) -> str:
         """For people: how often it was tried and why no more."""
