@@ -74,7 +74,7 @@ class Crowd:
 
 
 def texts(chance: random.Random, count: int) -> list[str]:
-    """Texts of 1 to 120 words."""
+    """Texts of 1 to 60 words."""
     words = [
         "breaker",
         "bulkhead",
@@ -92,4 +92,4 @@ def texts(chance: random.Random, count: int) -> list[str]:
         "token",
         "worker",
     ]
-    return [" ".join(chance.choices(words, k=chance.choice((1, 4, 12, 40, 120)))) for _ in range(count)]
+    return [" ".join(chance.choices(words, k=chance.choice((1, 4, 12, 30, 60)))) for _ in range(count)]

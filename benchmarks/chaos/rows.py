@@ -122,9 +122,10 @@ async def kill(options: Options) -> AsyncIterator[Result]:
                     if pids:
                         os.kill(chance.choice(pids), signal.SIGKILL)
                         kills += 1
+                await until(lambda: len(ends) >= kills)  # noqa: B023 - awaited here
             load = max(event.seconds for _, event in loads)
         allowed = 3 * before.p99() + load
-        good = crowd.lost == crowd.twice == 0 and crowd.p99() <= allowed and len(ends) >= kills
+        good = crowd.lost == crowd.twice == 0 and crowd.p99() <= allowed and len(ends) == kills > 0
         yield Result(
             engine,
             f"{crowd.asked:,} calls, {kills} kills: {crowd.lost} lost, {crowd.twice} twice; "

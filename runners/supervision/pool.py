@@ -93,6 +93,7 @@ class Pool:
         self.coming: set[Worker] = set()
         self.expected = supervisor.limits.soft or 0
         self.retry_at = 0.0
+        self._failed = False
         self.room: Room | None = None
         self._restoring: asyncio.Task[None] | None = None
         self._unloading: asyncio.Task[None] | None = None
@@ -160,8 +161,7 @@ class Pool:
         supervisor = self.supervisor
         try:
             while self.missing > 0:
-                failed = self._note_crash()
-                if failed and not self.serving:
+                if self._failed and not self.serving:
                     supervisor.fail()
                 await asyncio.sleep(self.retry_at - asyncio.get_running_loop().time())
                 try:
@@ -170,18 +170,31 @@ class Pool:
                 except (StartFailed, MissingExtra) as error:
                     supervisor.count_replacement("start_failed")
                     _log.warning("%s: restart failed: %s", self.name, error)
+                    self._note_crash()
                 except Rejected as refusal:
+                    self._note_crash()
                     if not self.serving and not self.coming:
                         self._give_up(refusal)
         finally:
             self._restoring = None
 
-    def _note_crash(self) -> bool:
-        """Whether the runner has failed now. The next attempt is at `retry_at`."""
+    def crashed(self, worker: Worker) -> None:
+        """A worker in service has died: another one takes its place."""
+        self._note_crash(productive=worker.answered > 0)
+        self.restore()
+
+    def start_failed(self) -> None:
+        """A replacement could not be brought up: if the old one has gone already, go on trying."""
+        if self.missing > 0:
+            self._note_crash()
+            self.restore()
+
+    def _note_crash(self, *, productive: bool = False) -> None:
+        """The next attempt is at `retry_at`; the runner has failed if `_failed`."""
         now = asyncio.get_running_loop().time()
-        decision = self.policy.crashed(now, random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+        decision = self.policy.crashed(now, random.uniform(0.5, 1.0), productive=productive)  # noqa: S311 - no secret
         self.retry_at = now + decision.delay
-        return decision.failed
+        self._failed = decision.failed
 
     # Loaded
 
@@ -210,8 +223,10 @@ class Pool:
         for failure in failures:
             supervisor.count_replacement("start_failed")
             _log.warning("%s: loading failed: %s", self.name, failure)
+        if failures:
+            self._note_crash()
         if len(failures) == len(results):
-            self._give_up(failures[0], failed=self._note_crash())
+            self._give_up(failures[0], failed=self._failed)
             return
         if not supervisor.closing:
             supervisor.set_state("ready")

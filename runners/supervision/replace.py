@@ -74,7 +74,7 @@ class Replacer:
                     self._begin()
                     await self._replace(worker, "recycle")
         except (StartFailed, MissingExtra) as error:
-            self._supervisor.restore()
+            self._supervisor.pool.start_failed()
             self._recycled(error)
         else:
             self._recycled(None)
@@ -104,7 +104,7 @@ class Replacer:
         except (StartFailed, MissingExtra) as error:
             _log.warning("%s: replacing worker %d failed: %s", self._supervisor.spec.name, worker.pid, error)
             self._not_before = asyncio.get_running_loop().time() + _REPLACE_AGAIN
-            self._supervisor.restore()  # if the old one is gone already, or has crashed meanwhile
+            self._supervisor.pool.start_failed()
 
     async def _replace(self, worker: Worker, reason: str) -> None:
         supervisor = self._supervisor

@@ -1,8 +1,10 @@
 """When a crashed worker is started again: the restart intensity of Erlang/OTP, with backoff. Pure.
 
-Up to `intensity` crashes within `period` seconds are answered by a restart, the first at once, the next ones after a
-delay that doubles. One more, and the runner is *failed*: it refuses requests, and goes on trying every
-`probe_interval` seconds.
+Up to `intensity` crashes within `period` seconds are answered by a restart. One more, and the runner is *failed*: it
+refuses requests, and goes on trying every `probe_interval` seconds.
+
+The restart comes at once when the worker had answered something since it was started: it was of use, and so will the
+next one be. Workers that die in a row without an answer are followed after a delay that doubles.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class RestartPolicy:
     Args:
         intensity: crashes within `period` that are still answered by a plain restart.
         period: seconds.
-        backoff: delay before the second restart within the period, in seconds; it doubles with each further one.
+        backoff: delay before the restart that follows a second crash in a row without an answer, in seconds; it
+            doubles with each further one.
         max_backoff: the longest delay.
         probe_interval: seconds between two attempts while failed.
     """
@@ -45,22 +48,26 @@ class RestartPolicy:
         self.max_backoff = max_backoff
         self.probe_interval = probe_interval
         self._crashes: deque[float] = deque()
+        self._in_a_row = 0
 
-    def crashed(self, now: float, jitter: float = 1.0) -> Restart:
-        """A worker crashed at `now`. `jitter`, 0.5 to 1.0, scales the delay so that many runners do not restart in
-        step.
+    def crashed(self, now: float, jitter: float = 1.0, *, productive: bool = False) -> Restart:
+        """A worker crashed at `now`; `productive` says that it had answered something. `jitter`, 0.5 to 1.0, scales
+        the delay so that many runners do not restart in step.
         """
+        self._in_a_row = 1 if productive else self._in_a_row + 1
         self._crashes.append(now)
         while self._crashes and self._crashes[0] <= now - self.period:
             self._crashes.popleft()
-        recent = len(self._crashes)
-        if recent > self.intensity:
+        if len(self._crashes) == 1:
+            self._in_a_row = 1  # those before are too long ago
+        if len(self._crashes) > self.intensity:
             return Restart(self.probe_interval * jitter, failed=True)
-        if recent == 1:
+        if self._in_a_row == 1:
             return Restart(0.0, failed=False)
-        doubled = self.backoff * 2.0 ** min(recent - 2, 64)  # beyond 64 doublings nothing but the limit counts
+        doubled = self.backoff * 2.0 ** min(self._in_a_row - 2, 64)  # beyond 64 doublings nothing but the limit counts
         return Restart(min(self.max_backoff, doubled) * jitter, failed=False)
 
     def recovered(self) -> None:
         """A worker has been ready and has answered: earlier crashes are forgiven once the runner was failed."""
         self._crashes.clear()
+        self._in_a_row = 0

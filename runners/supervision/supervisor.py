@@ -327,7 +327,7 @@ class Supervisor:
             _log.warning("%s: worker %d %s", self.spec.name, worker.pid, exit.describe())
         self.dispatcher.take_back(worker, exit, closed=self._closed if self.state == "stopped" else None)
         if in_service and not worker.retired:
-            self.restore()
+            self.pool.crashed(worker)
         if self.dispatcher.queued:
             self.pool.wake()  # one that was being unloaded did not end well
         self.dispatcher.pump()
@@ -337,10 +337,6 @@ class Supervisor:
         """Replace every worker, one after the other, with no request lost. See `Replacer.recycle`."""
         self._usable()
         await self.replacer.recycle()
-
-    def restore(self) -> None:
-        """See to it that there are as many workers as there should be."""
-        self.pool.restore()
 
     async def free_memory(self) -> int:
         """Bytes that one more worker may take: what the machine has left, and the fleet that it belongs to."""

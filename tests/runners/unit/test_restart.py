@@ -23,6 +23,18 @@ def test_crashes_longer_ago_than_the_period_do_not_count():
     assert policy.crashed(199).failed
 
 
+def test_a_worker_that_had_answered_is_followed_at_once_and_still_counts():
+    policy = RestartPolicy(intensity=4, period=60, backoff=0.1, probe_interval=7)
+    assert [policy.crashed(now, productive=True).delay for now in range(4)] == [0.0] * 4
+    assert policy.crashed(4, productive=True).failed
+
+
+def test_only_crashes_in_a_row_without_an_answer_make_the_delay_grow():
+    policy = RestartPolicy(intensity=100, backoff=0.1)
+    useful = [False, False, False, True, False, False]
+    assert [policy.crashed(0, productive=it).delay for it in useful] == [0.0, 0.1, 0.2, 0.0, 0.1, 0.2]
+
+
 def test_recovered_forgives():
     policy = RestartPolicy(intensity=0)
     assert policy.crashed(0).failed
