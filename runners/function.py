@@ -107,7 +107,7 @@ class FunctionRunner(Runner):
             raise UnsendableValue(
                 f"{self.name}: the arguments are {size:,} bytes; at most {MAX_FRAME // 2:,} can be sent"
             )
-        ((answer, array_bytes),) = await self._ask(((body, payload),), timeout=None, redeliver=self.idempotent)
+        answer, array_bytes = await self._ask_one(body, payload, timeout=None, redeliver=self.idempotent)
         return unpack(answer, array_bytes)
 
 

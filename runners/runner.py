@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -37,6 +38,7 @@ _ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 _HARD_FACTOR = 1.5
 #: Requests of one call that are in the supervisor's hands at once: one call cannot fill the queue for everybody.
 _OUTSTANDING = 16
+_FOREVER = float("inf")
 
 
 class Runner:
@@ -186,6 +188,23 @@ class Runner:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.state}>"
 
+    def _seconds(self, timeout: float | None) -> float:
+        """Seconds that a call may take. A deadline around it counts too; one that a `timeout` enforces ends the call
+        itself, by cancelling it.
+        """
+        seconds = self.timeout if timeout is None else timeout
+        return wait_limit(_FOREVER if seconds is None else seconds)
+
+    async def _ask_one(self, body: bytes, payload: bytes, *, timeout: float | None, redeliver: bool) -> Answer:
+        """Put one request and wait for its answer; it is withdrawn if the caller leaves."""
+        supervisor = self._supervisor
+        request = supervisor.submit(body, payload, seconds=self._seconds(timeout), redeliver=redeliver)
+        try:
+            return await request.future
+        except BaseException:
+            supervisor.withdraw(request)
+            raise
+
     async def _ask(
         self,
         bodies: Sequence[tuple[bytes, bytes]],
@@ -196,24 +215,17 @@ class Runner:
         """Put requests, a few at a time, and collect all answers, or the first error; what is not needed then is
         withdrawn.
         """
-        supervisor = self._supervisor
-        seconds = self.timeout if timeout is None else timeout
-        # A deadline around this call counts too; one that a `timeout` enforces ends the call itself, by cancelling it.
-        seconds = wait_limit(float("inf") if seconds is None else seconds)
-        deadline = supervisor.now() + seconds if seconds < float("inf") else None
         if len(bodies) == 1:
-            ((body, payload),) = bodies
-            request = supervisor.submit(body, payload, deadline=deadline, redeliver=redeliver)
-            try:
-                return [await request.future]
-            except BaseException:
-                supervisor.withdraw(request)
-                raise
+            return [await self._ask_one(*bodies[0], timeout=timeout, redeliver=redeliver)]
+        supervisor = self._supervisor
+        seconds = self._seconds(timeout)
+        began = time.monotonic()
         waiting: deque[Request] = deque()
         answers: list[Answer] = []
         try:
             for body, payload in bodies:
-                waiting.append(supervisor.submit(body, payload, deadline=deadline, redeliver=redeliver))
+                left = seconds - (time.monotonic() - began)
+                waiting.append(supervisor.submit(body, payload, seconds=left, redeliver=redeliver))
                 if len(waiting) >= _OUTSTANDING:
                     answers.append(await waiting[0].future)
                     waiting.popleft()

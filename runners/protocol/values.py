@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,6 +28,15 @@ def pack(value: Any) -> tuple[bytes, bytes]:
     Raises:
         UnsendableError: it holds something that cannot be sent; the message names its type.
     """
+    try:
+        return _encode(value), b""
+    except TypeError:  # it holds an array, or something that is refused below with its name
+        return _pack_arrays(value)
+    except (ValueError, OverflowError, RecursionError) as error:  # surrogates, huge integers, cycles
+        raise _unsendable(error) from error
+
+
+def _pack_arrays(value: Any) -> tuple[bytes, bytes]:
     buffers: list[bytes] = []
     offset = 0
 
@@ -48,10 +58,13 @@ def pack(value: Any) -> tuple[bytes, bytes]:
         body = msgspec.msgpack.encode(value, enc_hook=hook)
     except UnsendableError:
         raise
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:  # keys, surrogates, huge integers, cycles
-        msg = f"the value cannot be sent between processes: {error}"
-        raise UnsendableError(msg) from error
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:  # keys too
+        raise _unsendable(error) from error
     return body, b"".join(buffers)
+
+
+def _unsendable(error: Exception) -> UnsendableError:
+    return UnsendableError(f"the value cannot be sent between processes: {error}")
 
 
 def _is_array(numpy: Any, thing: Any) -> bool:
@@ -73,21 +86,27 @@ def unpack(body: bytes | memoryview | msgspec.Raw, payload: bytes | memoryview) 
     Raises:
         msgspec.DecodeError, ValueError: the bytes are no such value.
     """
+    if not payload:
+        return _decode(body)
+    return msgspec.msgpack.decode(body, ext_hook=partial(_array, payload))
 
-    def hook(code: int, data: memoryview) -> Any:
-        if code != _ARRAY:
-            msg = f"unknown extension {code}"
-            raise ValueError(msg)
-        import numpy as np  # noqa: PLC0415 - only a process that gets an array needs it
 
-        head: tuple[str, Sequence[int], int] = msgspec.msgpack.decode(bytes(data), type=tuple[str, list[int], int])
-        dtype = np.dtype(head[0])
-        if dtype.hasobject:
-            msg = "an array of objects cannot have been sent"
-            raise ValueError(msg)
-        count = 1
-        for length in head[1]:
-            count *= length
-        return np.frombuffer(payload, dtype=dtype, count=count, offset=head[2]).reshape(head[1]).copy()
+def _array(payload: bytes | memoryview, code: int, data: memoryview) -> Any:
+    if code != _ARRAY:
+        msg = f"unknown extension {code}"
+        raise ValueError(msg)
+    import numpy as np  # noqa: PLC0415 - only a process that gets an array needs it
 
-    return msgspec.msgpack.decode(body, ext_hook=hook)
+    head: tuple[str, Sequence[int], int] = msgspec.msgpack.decode(bytes(data), type=tuple[str, list[int], int])
+    dtype = np.dtype(head[0])
+    if dtype.hasobject:
+        msg = "an array of objects cannot have been sent"
+        raise ValueError(msg)
+    count = 1
+    for length in head[1]:
+        count *= length
+    return np.frombuffer(payload, dtype=dtype, count=count, offset=head[2]).reshape(head[1]).copy()
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(ext_hook=partial(_array, b"")).decode

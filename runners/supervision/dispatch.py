@@ -68,8 +68,8 @@ class Dispatcher:
 
     # In
 
-    def submit(self, body: bytes, payload: bytes, *, deadline: float | None, redeliver: bool) -> Request:
-        """Accept a request and give it to a worker, or queue it.
+    def submit(self, body: bytes, payload: bytes, *, now: float, deadline: float | None, redeliver: bool) -> Request:
+        """Accept a request at `now` and give it to a worker, or queue it.
 
         Raises:
             QueueFull: as many wait already as may.
@@ -80,13 +80,13 @@ class Dispatcher:
         number, future = next(self._numbers), self._loop.create_future()
         request = Request(number, body, payload, deadline=deadline, redeliver=redeliver, future=future)
         if deadline is not None:
-            request.expire_in(deadline - self._loop.time(), self._wheel, self._expire)
+            request.expire_at_deadline(self._wheel, self._expire)
         self.counts["submitted"] += 1
         worker = None if self._queue else self._least_loaded()
         if worker is None:
             self._queue.append(request)
         else:
-            worker.give(request, self._loop.time())
+            worker.give(request, now)
         return request
 
     def pump(self) -> None:
@@ -121,7 +121,8 @@ class Dispatcher:
         else:
             self.counts["failed"] += request.waited_for
             request.fail(request_error(message.error, self.name))
-        self.pump()
+        if self._queue:
+            self.pump()
         self.note_idle()
 
     def withdraw(self, request: Request) -> None:
@@ -194,5 +195,9 @@ class Dispatcher:
 
     def note_idle(self) -> None:
         """Set `idle` if there is nothing left."""
-        if not self._queue and not any(worker.in_flight for worker in self.workers):
-            self.idle.set()
+        if self._queue:
+            return
+        for worker in self.workers:
+            if worker.in_flight:
+                return
+        self.idle.set()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from guardrails.core.timers import TimerWheel
+from guardrails.core.timers import Bucket, TimerWheel
 
 Answer = tuple[msgspec.Raw, memoryview]
 
@@ -28,6 +28,7 @@ class Request:
     __slots__ = (
         "abandoned_at",
         "body",
+        "bucket",
         "deadline",
         "deaths",
         "future",
@@ -37,7 +38,6 @@ class Request:
         "redeliver",
         "slot",
         "strikes",
-        "wheel",
     )
 
     def __init__(
@@ -60,7 +60,7 @@ class Request:
         self.future = future
         self.abandoned_at: float | None = None
         self.slot = 0
-        self.wheel: TimerWheel | None = None
+        self.bucket: Bucket | None = None
         self.on_expire: Callable[[Request], None]
 
     @property
@@ -68,15 +68,17 @@ class Request:
         """Whether somebody still wants the answer."""
         return not self.future.done()
 
-    def expire_in(self, seconds: float, wheel: TimerWheel, on_expire: Callable[[Request], None]) -> None:
-        """Have `on_expire` called with this request in so many seconds, unless it is answered before."""
-        self.wheel = wheel
+    def expire_at_deadline(self, wheel: TimerWheel, on_expire: Callable[[Request], None]) -> None:
+        """Have `on_expire` called with this request then, unless it is answered before."""
+        assert self.deadline is not None  # noqa: S101 - who calls has set it
         self.on_expire = on_expire
-        wheel.add(self, seconds)
+        self.bucket = bucket = wheel.bucket(self.deadline)
+        self.slot = bucket.slot
+        bucket.entries.add(self)
 
     def expire(self) -> None:
         """The time has come (called by the wheel)."""
-        self.wheel = None
+        self.bucket = None
         self.on_expire(self)
 
     def answer(self, body: msgspec.Raw, payload: memoryview) -> None:
@@ -102,6 +104,9 @@ class Request:
         self._stop_timer()
 
     def _stop_timer(self) -> None:
-        if self.wheel is not None:
-            self.wheel.remove(self)
-            self.wheel = None
+        bucket = self.bucket
+        if bucket is not None:
+            self.bucket = None
+            bucket.entries.discard(self)
+            if not bucket.entries:
+                bucket.drop()

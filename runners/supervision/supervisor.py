@@ -52,6 +52,7 @@ from runners.supervision.worker import Worker
 State = Literal["new", "idle", "starting", "ready", "draining", "failed", "stopped"]
 
 _log = logging.getLogger("runners")
+_FOREVER = float("inf")
 
 
 class Supervisor:
@@ -213,19 +214,17 @@ class Supervisor:
 
     # Requests
 
-    def now(self) -> float:
-        """Seconds on the clock that deadlines are given on: the event loop's."""
-        return self._usable().time()
-
-    def submit(self, body: bytes, payload: bytes = b"", *, deadline: float | None, redeliver: bool) -> Request:
-        """Accept a request. Await its `future`; if you stop waiting, call `withdraw`.
+    def submit(self, body: bytes, payload: bytes = b"", *, seconds: float, redeliver: bool) -> Request:
+        """Accept a request, to be answered within so many seconds (infinity: whenever). Await its `future`; if you stop
+        waiting, call `withdraw`.
 
         Raises:
             RunnerClosed, WrongEventLoop: the runner cannot be used so.
             QueueFull, RunnerUnavailable: it is refused, for now.
         """
-        self.used = self._usable().time()
-        request = self.dispatcher.submit(body, payload, deadline=deadline, redeliver=redeliver)
+        self.used = now = self._usable().time()
+        deadline = now + seconds if seconds < _FOREVER else None
+        request = self.dispatcher.submit(body, payload, now=now, deadline=deadline, redeliver=redeliver)
         if self.state != "ready":
             self.pool.wake()
         return request
@@ -235,6 +234,8 @@ class Supervisor:
         self.dispatcher.withdraw(request)
 
     def _usable(self) -> asyncio.AbstractEventLoop:
+        if self.state == "ready" and asyncio.get_running_loop() is self._loop:
+            return self._loop  # nearly always
         if self.state == "new":
             msg = f"{self.spec.name}: the runner is not started; use 'async with runner:' or await runner.start()"
             raise RunnerClosed(msg)

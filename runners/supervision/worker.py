@@ -22,6 +22,7 @@ from runners.supervision.request import Request
 
 State = Literal["starting", "ready", "draining", "exited"]
 _MIB = 1024 * 1024
+_ANSWERS = (Done, Failed)
 #: A budget must leave at least this much over what the freshly loaded worker holds.
 _ROOM_TO_WORK = 1.25
 #: What a refusal asks for: a little more, since the next worker may come up a few pages larger than this one.
@@ -64,8 +65,9 @@ class Worker:
         self._seen_progress = 0
         self._on_answer = on_answer
         self._on_exit = on_exit
-        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._exit: asyncio.Future[Exit] = self._loop.create_future()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
         self.process = WorkerProcess(spec, on_message=self._message, on_exit=self._exited, python=python)
 
     @property
@@ -110,7 +112,7 @@ class Worker:
                 await self.end("start_failed")
             raise
         self.state = "ready"
-        self.last_progress = asyncio.get_running_loop().time()
+        self.last_progress = self._loop.time()
 
     def _check_alive(self) -> None:
         if self.process.exited:
@@ -189,12 +191,12 @@ class Worker:
     # What the process reports
 
     def _message(self, message: ToParent, payload: memoryview) -> None:
-        if isinstance(message, Done | Failed):
+        if isinstance(message, _ANSWERS):
             request = self.in_flight.pop(message.id, None)
             if request is not None:
                 self.answered += 1
                 self.memory.answered[(len(request.body) + len(request.payload)).bit_length()] += 1
-                self.last_progress = asyncio.get_running_loop().time()
+                self.last_progress = self._loop.time()
                 self._on_answer(request, message, payload)
         elif isinstance(message, Ready) and not self._ready.done():
             self.capacity = message.capacity
