@@ -26,6 +26,7 @@ from collections.abc import AsyncIterator
 from types import FrameType
 from typing import Any
 
+from runners.fleet import Fleet
 from runners.runner import Runner
 
 _log = logging.getLogger("runners")
@@ -59,23 +60,28 @@ class Stopping:
 
 
 @contextlib.asynccontextmanager
-async def drain_on_signals(*runners: Runner, grace: float | None = None) -> AsyncIterator[Stopping]:
+async def drain_on_signals(*runners: Runner | Fleet[Any], grace: float | None = None) -> AsyncIterator[Stopping]:
     """SIGTERM, or Ctrl-C, drains the runners and then ends the block; Ctrl-C while they drain ends it at once.
 
     The handlers that were there before are put back at the end. A callback that was given to `loop.add_signal_handler`
     stays in force beside these.
 
     Args:
-        runners: those to drain, at the same time.
+        runners: those to drain, at the same time; a `Fleet` stands for its runners.
         grace: seconds in which accepted requests are answered; by default each runner's own `grace`.
 
     Raises:
         TypeError, ValueError: an argument is not a runner, or `grace` no time.
         RuntimeError: not in the main thread, which is the only one that can handle signals.
     """
+    flat: list[Runner] = []
     for runner in runners:
-        if not isinstance(runner, Runner):
-            msg = f"drain_on_signals takes runners, not {runner!r}"
+        if isinstance(runner, Fleet):
+            flat += (runner[name] for name in runner)
+        elif isinstance(runner, Runner):
+            flat.append(runner)
+        else:
+            msg = f"drain_on_signals takes runners and fleets, not {runner!r}"
             raise TypeError(msg)
     if grace is not None and not 0 <= grace < float("inf"):
         msg = f"grace takes a number of seconds of at least 0, not {grace!r}"
@@ -84,7 +90,7 @@ async def drain_on_signals(*runners: Runner, grace: float | None = None) -> Asyn
         raise RuntimeError("drain_on_signals handles signals, which only the main thread of a program can")
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - this is a coroutine of asyncio's
-    ending = _Ending(runners, grace, task)
+    ending = _Ending(tuple(flat), grace, task)
     before: dict[signal.Signals, Any] = {}
     for number in (signal.SIGTERM, signal.SIGINT):
         # None: it was set by something that is not Python, and cannot be put back.

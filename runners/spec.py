@@ -15,14 +15,32 @@ _NICEST = 19
 _MAX_OOM_SCORE = 1000
 
 
+#: What `Faults.effect` may be.
+EFFECTS = ("jump", "hang", "deadlock", "crash")
+
+
 class Faults(msgspec.Struct, frozen=True, kw_only=True):
-    """Faults that a worker commits on purpose, for game days, tests and the demo. All zero: none.
+    """Faults that a worker commits on purpose, for game days, tests and the demo. None by default.
 
     Attributes:
         leak: bytes that stay behind, written to, after each request.
+        trigger: text that makes a request that holds it commit `effect`, whatever the engine; empty: none does.
+        effect: ``"jump"`` (takes 1 GiB, 8 MiB at a time, and keeps it for 1 s), ``"hang"`` (a native call that never
+            returns), ``"deadlock"`` (waits for a lock that it holds) or ``"crash"`` (a segmentation fault).
+
+    Raises:
+        ValueError: `effect` is none of these.
     """
 
     leak: int = 0
+    trigger: str = ""
+    effect: str = "jump"
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if self.effect not in EFFECTS:
+            msg = f"effect takes one of {', '.join(map(repr, EFFECTS))}, not {self.effect!r}"
+            raise ValueError(msg)
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,8 @@ Ask = Callable[[int], Awaitable[Any]]
 class Crowd:
     """Callers who ask until told to stop.
 
+    A call took as long as `ask` took, unless that returns a number of seconds.
+
     Attributes:
         answered: how often each call was answered; once is right.
         errors: how calls ended that got no answer, by type.
@@ -48,14 +50,14 @@ class Crowd:
             number = self.asked
             began = time.perf_counter()
             try:
-                await self._ask(number)
+                taken = await self._ask(number)
             except Exception as error:
                 self.errors[type(error).__name__] += 1
                 await asyncio.sleep(0.01)
             else:
                 self.answered[number] += 1
                 now = time.perf_counter()
-                self.taken.append((now, now - began))
+                self.taken.append((now, taken if isinstance(taken, float) else now - began))
 
     @property
     def lost(self) -> int:

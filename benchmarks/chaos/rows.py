@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.crowd import CALLERS, Crowd, texts
+from benchmarks.chaos.crowd import CALLERS, Ask, Crowd
 from benchmarks.chaos.frames import fuzz, fuzz_workers
+from benchmarks.chaos.sides import SIDES, TRIGGER
 from guardrails.core.events import Event, subscribe
+from guardrails.core.sizes import parse_size
 from guardrails.memory.reading import private_bytes
-from runners import EmbeddingRunner, FunctionRunner
-from runners.cli.models import find_minilm
+from runners import FunctionRunner
 from runners.errors import PoisonedRequest, RunnerUnavailable
+from runners.spec import Faults
 from runners.supervision.events import WorkerExited, WorkerReady, WorkerReplaced
 from runners.supervision.restart import RestartPolicy
 
 MIB = 2**20
+#: From so many seconds on a row is held to all that it promises, such as so many calls.
+_WHOLE = 60
+_CALLS = 5_000
+_LEAVERS = 1000
 
 
 @dataclass(frozen=True)
@@ -70,46 +77,38 @@ async def until(condition: Callable[[], object], seconds: float = 30) -> float:
     return time.perf_counter() - began
 
 
-def function_runner(name: str, **options: Any) -> FunctionRunner:
-    policy = RestartPolicy(intensity=1000, backoff=0.01)
-    return FunctionRunner(f"benchmarks.chaos.work:{name}", idempotent=True, restart=policy, timeout=None, **options)
+@contextlib.contextmanager
+def passing(limit: int, loads: list[Any]) -> Iterator[dict[int, float]]:
+    """When each worker's memory was first seen above `limit`, by its id: looked at from a thread, every 2 ms. The
+    workers are those of the events `loads`.
+    """
+    seen: dict[int, float] = {}
+    stop = threading.Event()
 
+    def look() -> None:
+        while not stop.wait(0.002):
+            for _, event in tuple(loads):
+                with contextlib.suppress(OSError):
+                    resident, shared = map(int, Path(f"/proc/{event.pid}/statm").read_text().split()[1:3])
+                    if (resident - shared) * os.sysconf("SC_PAGESIZE") > limit:
+                        seen.setdefault(event.pid, time.perf_counter())
 
-def embedding_runner(**options: Any) -> EmbeddingRunner:
-    models = find_minilm()
-    policy = RestartPolicy(intensity=1000, backoff=0.01)
-    return EmbeddingRunner(models.model, tokenizer=models.tokenizer, restart=policy, timeout=None, **options)
-
-
-def echoing(runner: FunctionRunner, chance: random.Random) -> Callable[[int], Awaitable[None]]:
-    sizes = (10, 200, 2_000, 50_000)
-
-    async def ask(number: int) -> None:
-        text = "x" * chance.choice(sizes)
-        if await runner(number, text) != [number, text]:
-            raise AssertionError("a wrong answer")
-
-    return ask
-
-
-def embedding(runner: EmbeddingRunner, chance: random.Random) -> Callable[[int], Awaitable[None]]:
-    some = texts(chance, 200)
-
-    async def ask(_: int) -> None:
-        asked = chance.choices(some, k=chance.choice((1, 1, 2, 4)))
-        if (await runner.embed(asked)).shape != (len(asked), runner.dim):
-            raise AssertionError("a wrong answer")
-
-    return ask
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        thread.join()
 
 
 async def kill(options: Options) -> AsyncIterator[Result]:
     """SIGKILL of a worker every 2 s."""
-    for engine in ("function", "onnx"):
+    for side in SIDES:
         chance = random.Random(options.seed)
-        runner: Any = function_runner("echo", workers=2) if engine == "function" else embedding_runner(workers=2)
+        runner = side.runner(workers=2)
         async with events_of(WorkerReady) as loads, runner:
-            ask = (echoing if engine == "function" else embedding)(runner, chance)
+            ask = side.ask(runner, chance)
             calm = options.seconds / 6
             async with Crowd(ask) as before:
                 await asyncio.sleep(calm)
@@ -127,98 +126,97 @@ async def kill(options: Options) -> AsyncIterator[Result]:
         allowed = 3 * before.p99() + load
         good = crowd.lost == crowd.twice == 0 and crowd.p99() <= allowed and len(ends) == kills > 0
         yield Result(
-            engine,
+            side.name,
             f"{crowd.asked:,} calls, {kills} kills: {crowd.lost} lost, {crowd.twice} twice; "
             f"p99 {crowd.p99() * 1e3:.0f} ms, allowed {allowed * 1e3:.0f} "
             f"(calm {before.p99() * 1e3:.0f}, load {load * 1e3:.0f})",
-            good,
+            good and (options.seconds < _WHOLE or crowd.asked >= _CALLS),
         )
 
 
 async def leak(options: Options) -> AsyncIterator[Result]:
     """A leak of 20 MB a request against the soft budget, until 20 replacements."""
-    wanted = 20 if options.seconds >= 60 else 4
-    runner = function_runner("leak", workers=2, memory="200MiB", memory_hard="600MiB")
-    largest = 0
-    async with runner, events_of(WorkerReplaced) as replaced:
+    wanted = 20 if options.seconds >= _WHOLE else 4
+    for side in SIDES:
+        runner = side.runner(workers=2, faults=Faults(leak=20_000_000), **side.budgets)
+        hard = parse_size(side.budgets["memory_hard"], "memory_hard")
+        ask = side.ask(runner, random.Random(options.seed))
+        largest = 0
 
-        async def ask(number: int) -> None:
+        async def rarely(number: int, ask: Ask = ask, runner: Any = runner) -> float:
             nonlocal largest
-            if await runner(number, 20 * MIB) != [number, 20 * MIB]:
-                raise AssertionError("a wrong answer")
-            largest = max(largest, *(worker.private for worker in runner.stats().workers), 0)
-            await asyncio.sleep(1)
-
-        async with Crowd(ask, callers=4) as crowd:
-            await until(lambda: len(replaced) >= wanted, 600)
-        hard = runner.stats().restarts.get("hard_budget", 0)
-    moments = [when for when, _ in replaced]
-    during = sorted(taken for when, taken in crowd.taken if any(abs(when - moment) < 0.3 for moment in moments))
-    steady = sorted(taken for when, taken in crowd.taken if all(abs(when - moment) >= 0.3 for moment in moments))
-    ratio = during[int(len(during) * 0.99)] / steady[int(len(steady) * 0.99)] if during and steady else float("nan")
-    yield Result(
-        "function",
-        f"{len(replaced)} replacements, {crowd.asked:,} calls: {crowd.lost} lost, {crowd.twice} twice; p99 during them "
-        f"{ratio:.2f} x steady; largest {largest / MIB:.0f} MiB of 600, {hard} killed",
-        crowd.lost == crowd.twice == 0 and largest <= 600 * MIB and not ratio > 2,
-    )
-
-
-async def jump(options: Options) -> AsyncIterator[Result]:  # noqa: ARG001
-    """A jump of 1 GB in one call against the hard budget."""
-    runner = function_runner("act", workers=2, memory="100MiB", memory_hard="200MiB")
-    async with runner, events_of(WorkerExited) as ends:
-
-        async def ask(number: int) -> None:
-            if await runner("nap", number) != [number, "nap"]:
-                raise AssertionError("a wrong answer")
-
-        async with Crowd(ask) as crowd:
-            await asyncio.sleep(0.5)
             began = time.perf_counter()
-            poisoned = False
-            try:
-                await runner("jump", 0)
-            except PoisonedRequest:
-                poisoned = True
-            ended = [when - began for when, event in ends if event.reason in ("hard_budget", "oom_kill")]
+            await ask(number)
+            taken = time.perf_counter() - began
+            largest = max(largest, *(worker.private for worker in runner.stats().workers), 0)
             await asyncio.sleep(0.5)
-    first = ended[0] if ended else float("nan")
-    yield Result(
-        "function",
-        f"killed {first * 1e3:.0f} ms after the call began, "
-        f"culprit {'quarantined' if poisoned else 'NOT quarantined'} after {len(ended)}; "
-        f"of {crowd.asked:,} others {crowd.lost} lost",
-        poisoned and len(ended) == 2 and crowd.lost == 0,
-    )
+            return taken
+
+        async with runner, events_of(WorkerReplaced) as replaced:
+            async with Crowd(rarely, callers=4) as crowd:
+                await until(lambda: len(replaced) >= wanted, 600)
+            killed = runner.stats().restarts.get("hard_budget", 0)
+        moments = [when for when, _ in replaced]
+        during = sorted(taken for when, taken in crowd.taken if any(abs(when - moment) < 1 for moment in moments))
+        steady = sorted(taken for when, taken in crowd.taken if all(abs(when - moment) >= 1 for moment in moments))
+        ratio = during[int(len(during) * 0.99)] / steady[int(len(steady) * 0.99)] if during and steady else float("nan")
+        yield Result(
+            side.name,
+            f"{len(replaced)} replacements, {crowd.asked:,} calls: {crowd.lost} lost, {crowd.twice} twice; p99 during "
+            f"them {ratio:.2f} x steady; largest {largest / MIB:.0f} MiB of {hard / MIB:.0f}, {killed} killed",
+            crowd.lost == crowd.twice == 0 and largest <= hard and not ratio > 2,
+        )
 
 
-async def hang(options: Options) -> AsyncIterator[Result]:  # noqa: ARG001
+async def jump(options: Options) -> AsyncIterator[Result]:
+    """A jump of 1 GB in one call against the hard budget."""
+    for side in SIDES:
+        faults = Faults(trigger=TRIGGER, effect="jump")
+        runner = side.runner(workers=2, faults=faults, **side.budgets)
+        crowd = Crowd(side.ask(runner, random.Random(options.seed)))
+        async with events_of(WorkerReady) as loads, runner, events_of(WorkerExited) as ends, crowd:
+            await asyncio.sleep(0.5)
+            poisoned = False
+            with passing(parse_size(side.budgets["memory_hard"], "memory_hard"), loads) as passed:
+                try:
+                    await side.trigger(runner)
+                except PoisonedRequest:
+                    poisoned = True
+            ended = [(event.pid, when) for when, event in ends if event.reason in ("hard_budget", "oom_kill")]
+            await asyncio.sleep(0.5)
+        slowest = max((when - passed.get(pid, when) for pid, when in ended), default=float("nan"))
+        yield Result(
+            side.name,
+            f"killed at most {slowest * 1e3:.0f} ms after passing it, "
+            f"culprit {'quarantined' if poisoned else 'NOT quarantined'} after {len(ended)}; "
+            f"of {crowd.asked:,} others {crowd.lost} lost",
+            poisoned and len(ended) == 2 and slowest < 0.25 and crowd.lost == crowd.twice == 0,
+        )
+
+
+async def hang(options: Options) -> AsyncIterator[Result]:
     """SIGSTOP, a native call that never returns, a deadlock: against a heartbeat of 1 s."""
-    for fault in ("stop", "loop", "deadlock"):
-        runner = function_runner("act", workers=2, heartbeat=1)
-        async with runner, events_of(WorkerExited) as ends:
-
-            async def ask(number: int, runner: FunctionRunner = runner) -> None:
-                if await runner("nap", number) != [number, "nap"]:
-                    raise AssertionError("a wrong answer")
-
-            async with Crowd(ask) as crowd:
+    for side in SIDES:
+        for fault in ("stop", "hang", "deadlock"):
+            faults = None if fault == "stop" else Faults(trigger=TRIGGER, effect=fault)
+            runner = side.runner(workers=2, heartbeat=1, faults=faults)
+            crowd = Crowd(side.ask(runner, random.Random(options.seed)))
+            async with runner, events_of(WorkerExited) as ends, crowd:
                 await asyncio.sleep(0.5)
                 began = time.perf_counter()
                 if fault == "stop":
                     os.kill(runner.stats().workers[0].pid, signal.SIGSTOP)
                     culprit = None
                 else:
-                    culprit = asyncio.create_task(runner(fault, 0))
+                    culprit = asyncio.create_task(side.trigger(runner))
                 await until(ends.__len__)
                 noticed = ends[0][0] - began
                 if culprit is not None:
                     await asyncio.wait((culprit,))
-        yield Result(
-            "function", f"{fault}: replaced after {noticed:.2f} s; of {crowd.asked:,} others {crowd.lost} lost",
-            crowd.lost == 0 and noticed < 2.5,
-        )  # fmt: skip
+            yield Result(
+                side.name, f"{fault}: replaced after {noticed:.2f} s; of {crowd.asked:,} others {crowd.lost} lost",
+                crowd.lost == crowd.twice == 0 and noticed < 2.5,
+            )  # fmt: skip
 
 
 async def crash_loop(options: Options) -> AsyncIterator[Result]:  # noqa: ARG001
@@ -262,9 +260,9 @@ _PARENT = """
 import asyncio, sys
 from runners import FunctionRunner
 async def main():
-    async with FunctionRunner("benchmarks.chaos.work:act", workers=3) as runner:
+    async with FunctionRunner("benchmarks.chaos.work:hang", workers=3) as runner:
         print(*(worker.pid for worker in runner.stats().workers), flush=True)
-        await asyncio.gather(*(runner("loop", n) for n in range(2)))
+        await asyncio.gather(*(runner(n) for n in range(2)))
 asyncio.run(main())
 """
 
@@ -280,7 +278,7 @@ async def orphans(options: Options) -> AsyncIterator[Result]:  # noqa: ARG001
         await asyncio.to_thread(parent.wait)
         parent.stdout.close()
         try:
-            gone = await until(functools.partial(_all_gone, pids), 2)
+            gone = await until(partial(_all_gone, pids), 2)
             measured = f"kill -9 of the {what}: {len(pids)} workers gone after {gone * 1e3:.0f} ms"
         except TimeoutError:
             gone, measured = None, f"kill -9 of the {what}: workers left after 2 s"
@@ -301,22 +299,44 @@ def _alive(pid: int) -> bool:
 async def leavers(options: Options) -> AsyncIterator[Result]:
     """1,000 callers cancelled at random moments."""
     chance = random.Random(options.seed)
-    runner = function_runner("act", workers=2)
-    async with runner:
-        tasks = [asyncio.create_task(runner("nap", number)) for number in range(1000)]
-        for task in chance.sample(tasks, 1000):
-            await asyncio.sleep(chance.random() / 500)
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        await until(lambda: runner.stats().queued == 0 and not any(w.in_flight for w in runner.stats().workers))
-        stats = runner.stats()
-    answered = sum(not isinstance(result, BaseException) for result in results)
-    made = sum(worker.answered for worker in stats.workers)
+    left: dict[int, float] = {}
+    async with FunctionRunner("benchmarks.chaos.work:nap", timeout=None) as runner:
+        balanced, measured = await _leave(runner, [partial(runner, n) for n in range(_LEAVERS)], chance, left)
+        # Both sides of the boundary have one clock. A call may begin as long as the cancellation is under way.
+        late = [number for number, when in await runner(-1) if when > left.get(number, float("inf")) + 0.05]
     yield Result(
-        "function",
-        f"{answered} answered, {stats.cancelled} left; nothing queued, nothing in flight; workers answered {made}",
-        stats.submitted == stats.answered + stats.cancelled and stats.failed == 0,
+        "function", f"{measured}; {len(late)} begun more than 50 ms after their caller left", balanced and not late
     )
+    side = SIDES[1]
+    runner = side.runner()
+    async with runner:
+        ask = side.ask(runner, chance)
+        balanced, measured = await _leave(runner, [partial(ask, n) for n in range(_LEAVERS)], chance, {})
+    yield Result(side.name, measured, balanced)
+
+
+async def _leave(
+    runner: Any, calls: list[Callable[[], Awaitable[Any]]], chance: random.Random, left: dict[int, float]
+) -> tuple[bool, str]:
+    """Make all calls at once and cancel them at random moments; whether the books balance, and what they say."""
+
+    async def call(number: int) -> None:
+        try:
+            await calls[number]()
+        except asyncio.CancelledError:
+            left[number] = time.monotonic()
+            raise
+
+    tasks = [asyncio.create_task(call(number)) for number in range(len(calls))]
+    for task in chance.sample(tasks, len(tasks)):
+        await asyncio.sleep(chance.random() / 500)
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    await until(lambda: runner.stats().queued == 0 and not any(w.in_flight for w in runner.stats().workers))
+    stats = runner.stats()
+    answered = sum(not isinstance(result, BaseException) for result in results)
+    balanced = stats.submitted == stats.answered + stats.cancelled and stats.failed == 0 and stats.answered >= answered
+    return balanced, f"{answered} answered, {stats.cancelled} left; nothing queued, nothing in flight"
 
 
 async def frames(options: Options) -> AsyncIterator[Result]:
@@ -338,10 +358,11 @@ async def frames(options: Options) -> AsyncIterator[Result]:
 async def soak(options: Options) -> AsyncIterator[Result]:
     """Everything at once for a long time: the parent's memory stays flat. Only with --seconds 600 or more."""
     chance = random.Random(options.seed)
-    runner = function_runner("echo", workers=2)
+    side = SIDES[0]
+    runner = side.runner(workers=2)
     samples: list[tuple[float, int]] = []
     async with runner:
-        async with Crowd(echoing(runner, chance)) as crowd:
+        async with Crowd(side.ask(runner, chance)) as crowd:
             began = time.perf_counter()
             while (now := time.perf_counter() - began) < options.seconds:
                 await asyncio.sleep(min(5, options.seconds / 60))

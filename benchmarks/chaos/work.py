@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 import time
 
-_kept: list[bytearray] = []
+_begun: list[tuple[int, float]] = []
 
 
 def echo(number: int, text: str) -> list[object]:
@@ -14,25 +13,16 @@ def echo(number: int, text: str) -> list[object]:
     return [number, text]
 
 
-def leak(number: int, size: int) -> list[object]:
-    """Keeps `size` bytes, written to, for good."""
-    _kept.append(bytearray(b"\x01" * size))
-    return [number, size]
+def nap(number: int) -> object:
+    """2 ms of work, of which it is remembered when it began; for -1, what is remembered."""
+    if number < 0:
+        return _begun
+    _begun.append((number, time.monotonic()))
+    time.sleep(0.002)
+    return number
 
 
-def act(kind: str, number: int) -> list[object]:
-    """An echo, or one of the ways in which native code goes wrong."""
-    if kind == "loop":  # a native call that never returns, with the interpreter locked out
-        ctypes.PyDLL(None).pause()
-    elif kind == "deadlock":
-        lock = threading.Lock()
-        lock.acquire()
-        lock.acquire()
-    elif kind == "jump":
-        block = bytearray()
-        for _ in range(128):  # 8 MiB at a time, as an allocator of a library would, 1 GiB in all
-            block += bytes(8 * 2**20)
-        time.sleep(5)
-    elif kind == "nap":
-        time.sleep(0.002)
-    return [number, kind]
+def hang(number: int) -> None:
+    """A native call that never returns, with the interpreter locked out."""
+    _ = number
+    ctypes.PyDLL(None).pause()

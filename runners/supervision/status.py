@@ -228,7 +228,9 @@ def _replace(folder: int, name: str, data: bytes) -> None:
     descriptor = os.open(new, flags, 0o600, dir_fd=folder)
     try:
         try:
-            os.write(descriptor, data)
+            left = memoryview(data)
+            while left:  # a disk that is nearly full takes a part, and refuses the next
+                left = left[os.write(descriptor, left) :]
         finally:
             os.close(descriptor)
         os.replace(new, name, src_dir_fd=folder, dst_dir_fd=folder)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
+import threading
+import time
+from collections import deque
 from typing import Any
 
 from runners.spec import Faults
 from runners.worker.engines.base import Job, Replies, Running, StepEngine
 
+_PIECE = 8 * 2**20
+_PIECES = 128
+_KEPT_FOR = 1.0
+
 
 class FaultyEngine(StepEngine):
-    """The engine inside, with a leak."""
+    """The engine inside, with a leak, and requests that do worse."""
 
     def __init__(self, engine: StepEngine, faults: Faults) -> None:
         self._engine = engine
         self._faults = faults
+        self._trigger = faults.trigger.encode()
+        self._marked: deque[Job] = deque()
         self._leaked: list[bytes] = []
 
     def load(self) -> dict[str, Any]:
@@ -23,14 +33,49 @@ class FaultyEngine(StepEngine):
         return info
 
     def submit(self, job: Job) -> None:
-        """Leak, then pass the job on."""
-        self._leaked.append(b"\x01" * self._faults.leak)  # written to: untouched pages would cost nothing
-        self._engine.submit(job)
+        """Leak, then pass the job on, unless it is to do worse."""
+        if self._faults.leak:
+            self._leaked.append(b"\x01" * self._faults.leak)  # written to: untouched pages would cost nothing
+        if self._trigger and self._trigger in bytes(job.body):
+            self._marked.append(job)
+        else:
+            self._engine.submit(job)
 
     def cancel(self, job_id: int, replies: Replies) -> None:
         """Pass the cancellation on."""
         self._engine.cancel(job_id, replies)
 
     def step(self, replies: Replies, running: Running) -> bool:
-        """Pass the step on."""
-        return self._engine.step(replies, running)
+        """Commit what is to be committed; else pass the step on."""
+        if not self._marked:
+            return self._engine.step(replies, running)
+        job = self._marked.popleft()
+        running.begin([job.id])
+        _EFFECTS[self._faults.effect]()
+        running.end()
+        self._engine.submit(job)  # it has survived
+        return True
+
+
+def _jump() -> None:
+    block = bytearray()
+    for _ in range(_PIECES):  # bit by bit, as the allocator of a library would
+        block += bytes(_PIECE)
+    time.sleep(_KEPT_FOR)
+
+
+def _hang() -> None:
+    ctypes.PyDLL(None).pause()  # with the interpreter locked out
+
+
+def _deadlock() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+def _crash() -> None:
+    ctypes.string_at(0)
+
+
+_EFFECTS = {"jump": _jump, "hang": _hang, "deadlock": _deadlock, "crash": _crash}

@@ -25,7 +25,7 @@ from typing import NoReturn
 from runners.protocol.board import Board
 from runners.protocol.frames import child_decoder
 from runners.protocol.messages import LoadFailed, Ready, Start
-from runners.spec import WorkerSpec
+from runners.spec import Faults, WorkerSpec
 from runners.worker.channel import Channel, ParentGone
 from runners.worker.engines.base import EngineError, StepEngine, exception_info
 from runners.worker.faults import FaultyEngine
@@ -89,7 +89,7 @@ def make_engine(spec: WorkerSpec) -> StepEngine:
         engine = OnnxEngine(spec.options)
     else:
         raise EngineError("bad_option", f"there is no engine {spec.engine!r}")
-    return FaultyEngine(engine, spec.faults) if spec.faults.leak else engine
+    return FaultyEngine(engine, spec.faults) if spec.faults != Faults() else engine
 
 
 def _refuse(channel: Channel, message: LoadFailed) -> NoReturn:

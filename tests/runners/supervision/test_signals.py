@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runners import FunctionRunner
+from runners import Fleet, FunctionRunner
 from runners.errors import RunnerClosed
 from runners.signals import drain_on_signals
 
@@ -220,6 +220,22 @@ async def test_a_signal_leaves_no_cancellation_behind():
         await echo(1)
 
 
+async def test_a_fleet_is_drained_with_all_that_waits(until):
+    runners = {name: FunctionRunner("calls:act", name=name, memory="100MiB") for name in "ab"}
+    async with (
+        Fleet(budget="150MiB", runners=runners) as fleet,
+        drain_on_signals(fleet) as stopping,
+    ):  # room for one at a time
+        calls = [asyncio.create_task(fleet[name]("echo", name)) for name in "ab" * 20]
+        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stopping.wait()
+        await until(lambda: fleet["a"].state == "draining")
+        with pytest.raises(RunnerClosed):
+            await fleet["a"]("echo", "late")
+        assert await asyncio.gather(*calls) == list("ab" * 20)
+
+
 async def test_a_runner_that_was_not_started_is_no_hindrance():
     runner = FunctionRunner("calls:echo")
     async with drain_on_signals(runner):
@@ -229,7 +245,7 @@ async def test_a_runner_that_was_not_started_is_no_hindrance():
 
 
 async def test_wrong_arguments_are_named():
-    with pytest.raises(TypeError, match="drain_on_signals takes runners, not 3"):
+    with pytest.raises(TypeError, match="drain_on_signals takes runners and fleets, not 3"):
         async with drain_on_signals(3):
             pass
     with pytest.raises(ValueError, match="grace takes a number of seconds of at least 0, not -1"):
