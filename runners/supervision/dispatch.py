@@ -21,6 +21,7 @@ from guardrails.core.errors import QueueFull
 from guardrails.core.timers import TimerWheel, wheel_of
 from runners.errors import PoisonedRequest, RequestTimeout, RunnerCrashed, request_error
 from runners.protocol.messages import Done, Failed
+from runners.supervision.affinity import Affinity
 from runners.supervision.events import RequestsRedelivered
 from runners.supervision.exit import Exit
 from runners.supervision.request import Request
@@ -51,6 +52,7 @@ class Dispatcher:
         self.counts: Counter[str] = Counter()
         self.idle = asyncio.Event()
         self._limit = queue
+        self._affinity: Affinity[Worker] = Affinity()
         self._queue: deque[Request] = deque()
         self._numbers = itertools.count(1)
         self._loop: asyncio.AbstractEventLoop
@@ -68,8 +70,18 @@ class Dispatcher:
 
     # In
 
-    def submit(self, body: bytes, payload: bytes, *, now: float, deadline: float | None, redeliver: bool) -> Request:
-        """Accept a request at `now` and give it to a worker, or queue it.
+    def submit(
+        self,
+        body: bytes,
+        payload: bytes,
+        *,
+        now: float,
+        deadline: float | None,
+        redeliver: bool,
+        affinity: int | None = None,
+    ) -> Request:
+        """Accept a request at `now` and give it to a worker, or queue it. Those of one `affinity` go to one worker, as
+        long as that does not have much more to do than others.
 
         Raises:
             QueueFull: as many wait already as may.
@@ -79,10 +91,11 @@ class Dispatcher:
             raise QueueFull(self.name, detail=detail)
         number, future = next(self._numbers), self._loop.create_future()
         request = Request(number, body, payload, deadline=deadline, redeliver=redeliver, future=future)
+        request.affinity = affinity
         if deadline is not None:
             request.expire_at_deadline(self._wheel, self._expire)
         self.counts["submitted"] += 1
-        worker = None if self._queue else self._least_loaded()
+        worker = None if self._queue else self._choose(affinity)
         if worker is None:
             self._queue.append(request)
         else:
@@ -92,12 +105,18 @@ class Dispatcher:
     def pump(self) -> None:
         """Give waiting requests to workers with room, the least loaded first."""
         while self._queue:
-            worker = self._least_loaded()
+            request = self._queue[0]
+            worker = self._choose(request.affinity)
             if worker is None:
                 return
-            request = self._queue.popleft()
+            self._queue.popleft()
             if request.waited_for:
                 worker.give(request, self._loop.time())
+
+    def _choose(self, affinity: int | None) -> Worker | None:
+        if affinity is None:
+            return self._least_loaded()
+        return self._affinity.choose(affinity, [(worker, worker.room, worker.capacity) for worker in self.workers])
 
     def _least_loaded(self) -> Worker | None:
         """The worker with the most room, the first of several; None if there is no room."""
@@ -169,6 +188,7 @@ class Dispatcher:
                 self.counts["failed"] += 1
                 request.fail(error)
         worker.in_flight.clear()
+        self._affinity.forget(worker)
         self._queue.extendleft(reversed(again))  # they came first, so they go first
         self.counts["redelivered"] += len(again)
         if again and events.sinks:

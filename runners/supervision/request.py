@@ -22,11 +22,13 @@ class Request:
         deaths: workers that died while they were running it.
         strikes: those among them that were not killed from outside, and so may have died of it.
         future: resolves once, with the answer or an error.
+        affinity: what has the same goes to the same worker, if that has room; None: anywhere.
         abandoned_at: when its caller left, on the loop's clock; None while it waits.
     """
 
     __slots__ = (
         "abandoned_at",
+        "affinity",
         "body",
         "bucket",
         "deadline",
@@ -59,6 +61,7 @@ class Request:
         self.strikes = 0
         self.future = future
         self.abandoned_at: float | None = None
+        self.affinity: int | None = None
         self.slot = 0
         self.bucket: Bucket | None = None
         self.on_expire: Callable[[Request], None]

@@ -214,7 +214,9 @@ class Supervisor:
 
     # Requests
 
-    def submit(self, body: bytes, payload: bytes = b"", *, seconds: float, redeliver: bool) -> Request:
+    def submit(
+        self, body: bytes, payload: bytes = b"", *, seconds: float, redeliver: bool, affinity: int | None = None
+    ) -> Request:
         """Accept a request, to be answered within so many seconds (infinity: whenever). Await its `future`; if you stop
         waiting, call `withdraw`.
 
@@ -224,7 +226,9 @@ class Supervisor:
         """
         self.used = now = self._usable().time()
         deadline = now + seconds if seconds < _FOREVER else None
-        request = self.dispatcher.submit(body, payload, now=now, deadline=deadline, redeliver=redeliver)
+        request = self.dispatcher.submit(
+            body, payload, now=now, deadline=deadline, redeliver=redeliver, affinity=affinity
+        )
         if self.state != "ready":
             self.pool.wake()
         return request
