@@ -362,12 +362,10 @@ async def soak(options: Options) -> AsyncIterator[Result]:
     runner = side.runner(workers=2)
     samples: list[tuple[float, int]] = []
     async with runner:
-        async with Crowd(side.ask(runner, chance)) as crowd:
+        async with Crowd(side.ask(runner, chance), books=False) as crowd:
             began = time.perf_counter()
             while (now := time.perf_counter() - began) < options.seconds:
                 await asyncio.sleep(min(5, options.seconds / 60))
-                crowd.taken.clear()
-                crowd.answered.clear()
                 samples.append((now, private_bytes()))
                 if chance.random() < 0.2:
                     os.kill(chance.choice(runner.stats().workers).pid, signal.SIGKILL)
