@@ -11,7 +11,10 @@
         ├── RunnerClosed             used before start or after close          (also RuntimeError)
         ├── WrongEventLoop           used from another loop than it started in (also RuntimeError)
         ├── InvalidInput             the request's data is not what the runner takes   (also ValueError)
+        │   └── PromptTooLong        prompt and answer are more than the model's context; has the numbers
+        ├── TemplateFailed           the model's chat template is missing or broken, or takes too long
         ├── UnsendableValue          arguments or a result that are not data   (also TypeError)
+        ├── StreamMismatch           a generator function called without `.stream`, or the reverse   (also TypeError)
         ├── StartFailed              the worker could not be brought up:
         │   ├── ModelNotFound                                                  (also FileNotFoundError)
         │   ├── InvalidModel         not a model, or a damaged one             (also ValueError)
@@ -57,8 +60,32 @@ class InvalidInput(RunnerError, ValueError):
     """The request's data is not what the runner takes. The message names the item and the mend."""
 
 
+class PromptTooLong(InvalidInput):
+    """The prompt, and what may be generated, are more than the model's context.
+
+    Attributes:
+        prompt: tokens of the prompt.
+        wanted: tokens of the prompt and of what may be generated.
+        context: tokens that there is room for.
+    """
+
+    def __init__(self, message: str, *, prompt: int, wanted: int, context: int) -> None:
+        super().__init__(message)
+        self.prompt = prompt
+        self.wanted = wanted
+        self.context = context
+
+
+class TemplateFailed(RunnerError):
+    """The model's chat template is missing or broken, or takes too long."""
+
+
 class UnsendableValue(RunnerError, TypeError):
     """Arguments or a result hold something that cannot cross to another process."""
+
+
+class StreamMismatch(RunnerError, TypeError):
+    """A generator function is read with `runner.stream(...)`, any other is called with `await runner(...)`."""
 
 
 class StartFailed(RunnerError):
@@ -125,17 +152,26 @@ class FleetFull(MemoryRefused):
 
 
 class RunnerCrashed(RunnerError, Failed):
-    """The worker died while it ran this request, which may not be run twice.
+    """The worker died while it ran this request, which may not be run twice, or of whose answer a part was delivered.
 
     Attributes:
         exit: how the worker ended, in words.
         stderr: the last lines that it wrote to its standard error.
+        partial: what had been delivered, where the runner keeps it: of `LlamaRunner` the text so far. Else None.
     """
 
-    def __init__(self, message: str, *, exit: str = "", stderr: str = "") -> None:  # noqa: A002 - the word for it
+    def __init__(
+        self,
+        message: str,
+        *,
+        exit: str = "",  # noqa: A002 - the word for it
+        stderr: str = "",
+        partial: Any = None,
+    ) -> None:
         super().__init__(message)
         self.exit = exit
         self.stderr = stderr
+        self.partial = partial
 
 
 class PoisonedRequest(RunnerCrashed):
@@ -200,7 +236,10 @@ _PLAIN = frozenset({
 def start_error(info: ErrorInfo, runner: str) -> StartFailed | MissingExtra:
     """The error for a worker that could not load."""
     if info.kind == "missing_extra":
-        return MissingExtra(f"runner {runner!r}", extra="onnx", module=info.message)
+        extra = "llama" if info.message.partition(".")[0] in ("llama_cpp", "jinja2") else "onnx"
+        return MissingExtra(f"runner {runner!r}", extra=extra, module=info.message)
+    if info.kind == "budget_too_small":
+        return _with_traceback(BudgetTooSmall(f"{runner}: {info.message}", needed=info.numbers["needed"]), info)
     error = _START.get(info.kind, StartFailed)(f"{runner}: {info.message}")
     return _with_traceback(error, info)
 
@@ -211,6 +250,12 @@ def request_error(info: ErrorInfo, runner: str) -> Exception:
         return _remote_error(info)
     if info.kind == "unsendable":
         return UnsendableValue(f"{runner}: {info.message}")
+    if info.kind == "stream_mismatch":
+        return StreamMismatch(f"{runner}: {info.message}")
+    if info.kind == "prompt_too_long":
+        return PromptTooLong(f"{runner}: {info.message}", **info.numbers)
+    if info.kind == "template":
+        return TemplateFailed(f"{runner}: {info.message}")
     if info.kind == "input":
         return InvalidInput(f"{runner}: {info.message}")
     return RunnerError(f"{runner}: {info.message}")
@@ -251,6 +296,7 @@ __all__ = [
     "RunnerError",
     "RunnerUnavailable",
     "StartFailed",
+    "StreamMismatch",
     "SystemLimitReached",
     "TokenizerNotFound",
     "UnsendableValue",

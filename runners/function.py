@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from runners.errors import FunctionNotFound, UnsendableValue
+from runners.errors import FunctionNotFound, StreamMismatch, UnsendableValue
 from runners.protocol.frames import MAX_FRAME
+from runners.protocol.messages import stream_mismatch
 from runners.protocol.values import UnsendableError, pack, unpack
 from runners.runner import Runner
 from runners.spec import Faults, Resources
 from runners.supervision.autoscale import Autoscale
 from runners.supervision.restart import RestartPolicy
+
+_MAX_WINDOW = 65_536
 
 
 class FunctionRunner(Runner):
@@ -19,12 +22,14 @@ class FunctionRunner(Runner):
 
     Arguments and results cross as data: None, bool, int, float, str, bytes, list, dict, datetime, numpy arrays and
         numbers.
-    Tuples and sets arrive as lists. Nothing is pickled.
+    Tuples and sets arrive as lists. Nothing is pickled. A generator function, async or not, is read with `stream`.
 
     Args:
         function: ``"module:function"``, importable in the worker, where `sys.path` is this process's.
         idempotent: whether a call may be run again when the worker dies while it runs. If not, that call gets
-            `RunnerCrashed`; calls that had not begun are run by the next worker either way.
+            `RunnerCrashed`; calls that had not begun are run by the next worker either way. A stream is run again
+            only as long as its reader has got no item.
+        window: items of one stream that may be on the way before its reader takes them; then the generator is paused.
 
     The other keywords are those of `Runner`.
     """
@@ -38,6 +43,7 @@ class FunctionRunner(Runner):
         max_age: float | None = None,
         max_requests: int | None = None,
         idempotent: bool = False,
+        window: int = 32,
         name: str | None = None,
         workers: int | tuple[int, int] | Autoscale = 1,
         lazy: bool = False,
@@ -63,6 +69,9 @@ class FunctionRunner(Runner):
         module, _, attribute = function.partition(":")
         if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
             raise FunctionNotFound(f"function={function!r} is not of the form 'module:function'")
+        if not isinstance(window, int) or isinstance(window, bool) or not 1 <= window <= _MAX_WINDOW:
+            msg = f"window takes a whole number from 1 to {_MAX_WINDOW}, not {window!r}"
+            raise ValueError(msg)
         super().__init__(
             name=name or attribute,
             engine="function",
@@ -87,6 +96,9 @@ class FunctionRunner(Runner):
             python=python,
         )
         self.idempotent = idempotent
+        self.window = window
+        self._function = function
+        self._plain = False  # known not to be a generator function
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function in a worker.
@@ -94,8 +106,45 @@ class FunctionRunner(Runner):
         Raises:
             RemoteError: it raised; where that was a plain builtin exception, the error is one of that class too.
             UnsendableValue: arguments or result are not data.
+            StreamMismatch: it is a generator function; read it with `stream`.
             RunnerCrashed, PoisonedRequest, RequestTimeout, QueueFull, RunnerUnavailable: see `runners.errors`.
         """
+        if not self._plain:
+            self._plain = self._check_kind(streamed=False)
+        body, payload = self._packed(args, kwargs)
+        answer, array_bytes = await self._ask_one(body, payload, timeout=None, redeliver=self.idempotent)
+        return unpack(answer, array_bytes)
+
+    async def stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """Call the generator function in a worker, and yield its items as they come.
+
+        Its call begins with the first item asked for. Leaving early (`break` out of the loop, `aclose`, a cancellation)
+        closes the generator in the worker. At most `window` items are made ahead of the reader. The runner's `timeout`
+        is for the whole stream.
+
+        Raises:
+            RemoteError: it raised, after the items before.
+            StreamMismatch: it is no generator function; call it with `await runner(...)`.
+            RunnerCrashed: its worker died, and it may not be run twice, or items had been taken.
+            UnsendableValue: arguments or an item are not data.
+            PoisonedRequest, RequestTimeout, QueueFull, RunnerUnavailable: see `runners.errors`.
+        """
+        self._check_kind(streamed=True)
+        body, payload = self._packed(args, kwargs)
+        items = self._ask_stream(body, payload, window=self.window, timeout=None, redeliver=self.idempotent)
+        with items:
+            async for item, array_bytes in items:
+                yield unpack(item, array_bytes)
+
+    def _check_kind(self, *, streamed: bool) -> bool:
+        """Refuse the wrong way of calling, if a worker is up that has said what the function is; whether one has."""
+        for worker in self._supervisor.workers:
+            if worker.info["streams"] != streamed:
+                raise StreamMismatch(f"{self.name}: {stream_mismatch(self._function, streams=not streamed)}")
+            return True
+        return False
+
+    def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
         try:
             body, payload = pack((args, kwargs))
         except UnsendableError as error:
@@ -107,8 +156,7 @@ class FunctionRunner(Runner):
             raise UnsendableValue(
                 f"{self.name}: the arguments are {size:,} bytes; at most {MAX_FRAME // 2:,} can be sent"
             )
-        answer, array_bytes = await self._ask_one(body, payload, timeout=None, redeliver=self.idempotent)
-        return unpack(answer, array_bytes)
+        return body, payload
 
 
 __all__ = ["FunctionRunner"]

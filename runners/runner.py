@@ -23,6 +23,7 @@ from runners.supervision.request import Answer, Request
 from runners.supervision.restart import RestartPolicy
 from runners.supervision.stats import RunnerStats
 from runners.supervision.status import publish, wanted
+from runners.supervision.stream import Stream, StreamRequest
 from runners.supervision.supervisor import Supervisor
 
 if sys.platform == "win32":
@@ -195,15 +196,52 @@ class Runner:
         seconds = self.timeout if timeout is None else timeout
         return wait_limit(_FOREVER if seconds is None else seconds)
 
-    async def _ask_one(self, body: bytes, payload: bytes, *, timeout: float | None, redeliver: bool) -> Answer:
+    async def _ask_one(
+        self,
+        body: bytes,
+        payload: bytes,
+        *,
+        timeout: float | None,
+        redeliver: bool,
+        affinity: int | None = None,
+    ) -> Answer:
         """Put one request and wait for its answer; it is withdrawn if the caller leaves."""
         supervisor = self._supervisor
-        request = supervisor.submit(body, payload, seconds=self._seconds(timeout), redeliver=redeliver)
+        request = supervisor.submit(
+            body, payload, seconds=self._seconds(timeout), redeliver=redeliver, affinity=affinity
+        )
         try:
             return await request.future
         except BaseException:
             supervisor.withdraw(request)
             raise
+
+    def _ask_stream(
+        self,
+        body: bytes,
+        payload: bytes,
+        *,
+        window: int,
+        timeout: float | None,
+        redeliver: bool,
+        affinity: int | None = None,
+    ) -> Stream:
+        """Put one request whose answer comes in items, of which at most `window` are on the way. Read it in its block::
+
+            with self._ask_stream(...) as items:
+                async for body, payload in items: ...
+            items.answer                    # of the end
+
+        Leaving the block early cancels the request. `timeout` is for the whole of it. An error comes after the items
+        before it. If the worker dies the request may be run again (`redeliver`) until an item was taken.
+        """
+        supervisor = self._supervisor
+        seconds = self._seconds(timeout)
+        request = supervisor.submit(
+            body, payload, seconds=seconds, redeliver=redeliver, affinity=affinity, window=window
+        )
+        assert isinstance(request, StreamRequest)  # noqa: S101 - there is a window
+        return Stream(request, supervisor.dispatcher)
 
     async def _ask(
         self,

@@ -13,16 +13,37 @@ from typing import Any
 import msgspec
 
 from runners.protocol.frames import Decoder, ProtocolError, child_decoder, encode, parent_decoder
-from runners.protocol.messages import Cancel, Done, Drain, ErrorInfo, Failed, LoadFailed, Ready, Start, Submit, ToParent
+from runners.protocol.messages import (
+    Cancel,
+    Done,
+    Drain,
+    ErrorInfo,
+    Failed,
+    Item,
+    LoadFailed,
+    More,
+    Ready,
+    Start,
+    Submit,
+    ToParent,
+)
 from runners.spec import WorkerSpec
 from runners.supervision.exit import Exit
 from runners.supervision.process import WorkerProcess
 
 _BODY = msgspec.Raw(msgspec.msgpack.encode((["x" * 20, 7], {})))
 SPEC = WorkerSpec(name="fuzzed", engine="function", options={"function": "os:getpid"}, sys_path=tuple(sys.path))
-TO_CHILD = [encode(Submit(7, 1.5, False, _BODY), b"payload"), encode(Cancel(7)), encode(Drain()), encode(Start(SPEC))]
+TO_CHILD = [
+    encode(Submit(7, 1.5, False, _BODY), b"payload"),
+    encode(Submit(8, None, False, _BODY, 2)),
+    encode(More(8, 1)),
+    encode(Cancel(7)),
+    encode(Drain()),
+    encode(Start(SPEC)),
+]
 TO_PARENT = [
     encode(Ready(16, {"function": "os:getpid"})),
+    encode(Item(8, _BODY), b"\x00" * 64),
     encode(Done(7, _BODY), b"\x00" * 64),
     encode(Failed(7, ErrorInfo(kind="input", message="no"))),
     encode(LoadFailed(ErrorInfo(kind="bad_option", message="no"))),
@@ -84,7 +105,7 @@ async def fuzz_workers(count: int, seed: int) -> Counter[str]:
         await ready
         transport = worker._transport
         assert transport is not None
-        transport.write(mutated(chance, TO_CHILD[:3]))
+        transport.write(mutated(chance, TO_CHILD[:-1]))
         transport.write_eof()
         done, _ = await asyncio.wait((ended,), timeout=10)
         if not done:

@@ -6,6 +6,8 @@
       │  Start(spec) ───────────────────────────────────────▶  │  loads and warms the engine
       │  ◀───────────────────────────  Ready(...) or LoadFailed│
       │  Submit(id, body) ──────────────────────────────────▶  │
+      │  ◀───────────────────────────────────  Item(id, body)  │  a stream: at most as many as `window` and `More`
+      │  More(id, count) ───────────────────────────────────▶  │  allow: the reader has taken so many
       │  Cancel(id) ────────────────────────────────────────▶  │
       │  ◀─────────────────────  Done(id, body) or Failed(id)  │  exactly one for each Submit
       │  Drain() ───────────────────────────────────────────▶  │  answers what it has, then exits

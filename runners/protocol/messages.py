@@ -27,18 +27,27 @@ class Submit(Message, tag="submit"):
         timeout: seconds that the caller will still wait, or None.
         alone: run it by itself, not in one pass with others: it is suspected of having crashed a worker.
         body: what to do, in the engine's own terms (msgpack). Array bytes follow in the frame's payload.
+        window: items of the answer that may be sent before `More` allows more. 0: the answer is no stream.
     """
 
     id: int
     timeout: float | None
     alone: bool
     body: msgspec.Raw
+    window: int = 0
 
 
 class Cancel(Message, tag="cancel"):
     """Parent: nobody waits for this request any more. It is answered all the same, with `Failed` if it was dropped."""
 
     id: int
+
+
+class More(Message, tag="more"):
+    """Parent: the reader of a stream has taken `count` items, so as many more may be sent."""
+
+    id: int
+    count: int
 
 
 class Drain(Message, tag="drain"):
@@ -53,12 +62,14 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
         message: for people: what is wrong and how to put it right.
         type: qualified name of the exception's class, where there was one.
         traceback: its formatted traceback, where there was one.
+        numbers: sizes that the error's class has as attributes.
     """
 
     kind: str
     message: str
     type: str = ""
     traceback: str = ""
+    numbers: dict[str, int] = {}
 
 
 class Ready(Message, tag="ready"):
@@ -79,8 +90,17 @@ class LoadFailed(Message, tag="load_failed"):
     error: ErrorInfo
 
 
+class Item(Message, tag="item"):
+    """Child: the next piece of a streamed answer. The pieces come in order, all before the one `Done` or `Failed`, and
+    never more of them than the parent allowed. Array bytes follow in the frame's payload.
+    """
+
+    id: int
+    body: msgspec.Raw
+
+
 class Done(Message, tag="done"):
-    """Child: the answer."""
+    """Child: the answer; of a stream, its end."""
 
     id: int
     body: msgspec.Raw
@@ -93,5 +113,12 @@ class Failed(Message, tag="failed"):
     error: ErrorInfo
 
 
-ToChild = Start | Submit | Cancel | Drain
-ToParent = Ready | LoadFailed | Done | Failed
+ToChild = Start | Submit | More | Cancel | Drain
+ToParent = Ready | LoadFailed | Item | Done | Failed
+
+
+def stream_mismatch(function: str, *, streams: bool) -> str:
+    """What is wrong with a call of a function that is a generator function, or is none. Either side may notice."""
+    if streams:
+        return f"{function!r} is a generator function: read it with 'async for item in runner.stream(...)'"
+    return f"{function!r} is no generator function: call it with 'await runner(...)'"

@@ -12,15 +12,12 @@ One step at a time, so that a step's effect is seen before the next one.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from dataclasses import dataclass
 
 #: A new worker is started only if this many times its expected size is free.
 SAFETY = 1.2
 #: A size that is given up again and again soon after it was reached is held for longer, up to so many times.
 _MOST_PATIENCE = 16.0
-#: Marks of the past that `QueueAge` keeps: at ten a second, those of nearly a minute.
-_MARKS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,33 +175,6 @@ class Scaler:
             self._down_after = self.size.down_after
 
 
-class QueueAge:
-    """How long a request has waited, from its number alone: it costs the requests nothing.
-
-    Numbers rise by one with each request. Now and then the newest number is noted; a request with a number up to that
-    was there by then.
-    """
-
-    def __init__(self) -> None:
-        self._times: list[float] = []
-        self._numbers: list[int] = []
-
-    def note(self, now: float, newest: int) -> None:
-        """At `now` (seconds), `newest` was the number of the newest request."""
-        if not self._numbers or newest > self._numbers[-1]:
-            self._times.append(now)
-            self._numbers.append(newest)
-            if len(self._numbers) > _MARKS:
-                del self._times[0], self._numbers[0]
-
-    def of(self, number: int | None, now: float) -> float:
-        """Seconds that the request has waited at least. 0.0 for None, and for one that came after the last note."""
-        if number is None:
-            return 0.0
-        index = bisect_left(self._numbers, number)
-        return now - self._times[index] if index < len(self._times) else 0.0
-
-
 class IdleClock:
     """Since when there has been nothing to do."""
 
@@ -231,4 +201,4 @@ def fits(expected: int, free: int) -> bool:
     return expected * SAFETY <= free
 
 
-__all__ = ["SAFETY", "Autoscale", "IdleClock", "Load", "QueueAge", "Scaler", "as_autoscale", "fits"]
+__all__ = ["SAFETY", "Autoscale", "IdleClock", "Load", "Scaler", "as_autoscale", "fits"]

@@ -25,6 +25,7 @@ from runners.supervision.affinity import Affinity
 from runners.supervision.events import RequestsRedelivered
 from runners.supervision.exit import Exit
 from runners.supervision.request import Request
+from runners.supervision.stream import StreamRequest
 from runners.supervision.worker import Worker
 
 #: Workers that a request may take with it until it is refused as poison.
@@ -68,6 +69,11 @@ class Dispatcher:
         """Requests that wait for a worker."""
         return len(self._queue)
 
+    @property
+    def oldest_queued(self) -> float | None:
+        """When the first of them came, on the loop's clock; None if none waits."""
+        return self._queue[0].accepted if self._queue else None
+
     # In
 
     def submit(
@@ -79,9 +85,10 @@ class Dispatcher:
         deadline: float | None,
         redeliver: bool,
         affinity: int | None = None,
+        window: int = 0,
     ) -> Request:
         """Accept a request at `now` and give it to a worker, or queue it. Those of one `affinity` go to one worker, as
-        long as that does not have much more to do than others.
+        long as that does not have much more to do than others. With a `window` it is a `StreamRequest`.
 
         Raises:
             QueueFull: as many wait already as may.
@@ -90,7 +97,14 @@ class Dispatcher:
             detail = f"{self._limit} requests wait already; retry later, or raise queue="
             raise QueueFull(self.name, detail=detail)
         number, future = next(self._numbers), self._loop.create_future()
-        request = Request(number, body, payload, deadline=deadline, redeliver=redeliver, future=future)
+        request: Request
+        if window:
+            request = StreamRequest(
+                number, body, payload, deadline=deadline, redeliver=redeliver, future=future, window=window
+            )
+        else:
+            request = Request(number, body, payload, deadline=deadline, redeliver=redeliver, future=future)
+        request.accepted = now
         request.affinity = affinity
         if deadline is not None:
             request.expire_at_deadline(self._wheel, self._expire)
@@ -144,6 +158,13 @@ class Dispatcher:
             self.pump()
         self.note_idle()
 
+    def more(self, request: StreamRequest, count: int) -> None:
+        """The reader of a stream has taken so many items."""
+        worker = self._holder(request)
+        if worker is not None:
+            request.allowed += count
+            worker.more(request, count)
+
     def withdraw(self, request: Request) -> None:
         """The caller has left. What has not begun is dropped; what runs goes on until it ends or its grace is over."""
         if request.future.done() and not request.future.cancelled():
@@ -163,13 +184,19 @@ class Dispatcher:
         return RequestTimeout(f"{self.name}: no answer within the request's timeout")
 
     def _release(self, request: Request) -> None:
-        for worker in self.workers:
-            if request.id in worker.in_flight:
-                worker.cancel(request)
-                return
+        worker = self._holder(request)
+        if worker is not None:
+            worker.cancel(request)
+            return
         with contextlib.suppress(ValueError):  # it may be in neither, while a worker goes down
             self._queue.remove(request)
         self.note_idle()
+
+    def _holder(self, request: Request) -> Worker | None:
+        for worker in self.workers:
+            if request.id in worker.in_flight:
+                return worker
+        return None
 
     def take_back(self, worker: Worker, exit: Exit, *, closed: Callable[[], Exception] | None) -> None:  # noqa: A002
         """A worker has died: what it had goes to another one, in front, or fails. With `closed`, all of it fails so."""
@@ -181,8 +208,9 @@ class Dispatcher:
             ran = request.id in running
             request.deaths += ran
             request.strikes += ran and not exit.from_outside
-            error = closed() if closed is not None else self._verdict(request, exit) if ran else None
+            error = closed() if closed is not None else self._verdict(request, exit, ran=ran)
             if error is None:
+                request.again()
                 again.append(request)
             else:
                 self.counts["failed"] += 1
@@ -194,14 +222,19 @@ class Dispatcher:
         if again and events.sinks:
             events.emit(RequestsRedelivered(self.name, worker.pid, len(again)))
 
-    def _verdict(self, request: Request, exit: Exit) -> Exception | None:  # noqa: A002
-        """The error for a request that was running in a worker that died, or None if it may run again."""
+    def _verdict(self, request: Request, exit: Exit, *, ran: bool) -> Exception | None:  # noqa: A002
+        """The error for a request that a dead worker had, and was running or not, or None if it may run again."""
+        if not ran and not request.begun:
+            return None
         how = exit.describe()
         if request.strikes >= _MAX_STRIKES or request.deaths >= _MAX_DEATHS:
             msg = f"{self.name}: {request.deaths} workers died while they ran this request; the last {how}"
             return PoisonedRequest(msg, exit=how, stderr=exit.stderr)
         if not request.redeliver:
             msg = f"{self.name}: the worker {how} while it ran this request, which may not be run twice"
+            return RunnerCrashed(msg, exit=how, stderr=exit.stderr)
+        if request.taken:
+            msg = f"{self.name}: the worker {how} after {request.taken} items of this stream had been delivered"
             return RunnerCrashed(msg, exit=how, stderr=exit.stderr)
         return None
 

@@ -47,6 +47,11 @@ _PROGRAM = (
     "import sys; root = sys.argv.pop(1); sys.path.insert(0, root); import runners; sys.path.remove(root); "
     "from runners.worker.main import main; main()"
 )
+#: What a line of output may begin with, ``<0>`` (worst) to ``<7>``, and how it is logged then.
+_LEVELS = {
+    b"0": logging.CRITICAL, b"1": logging.CRITICAL, b"2": logging.CRITICAL, b"3": logging.ERROR,
+    b"4": logging.WARNING, b"5": logging.INFO, b"6": logging.INFO, b"7": logging.DEBUG,
+}  # fmt: skip
 _MAX_LINE = 4096
 _KEPT_LINES = 40
 #: Seconds to wait for the last bytes of a worker that has ended. Only a descendant that inherited its socket can hold
@@ -335,5 +340,9 @@ class _Lines(asyncio.Protocol):
             self._rest = b""
 
     def _emit(self, line: bytes) -> None:
+        level = self._level
+        if line[:1] == b"<" and line[2:3] == b">":  # as systemd's daemons say how bad it is
+            level = _LEVELS.get(line[1:2], level)
+            line = line[3:]
         for start in range(0, len(line) or 1, _MAX_LINE):
-            self._process.log_line(self._level, line[start : start + _MAX_LINE].decode("utf-8", "replace").rstrip())
+            self._process.log_line(level, line[start : start + _MAX_LINE].decode("utf-8", "replace").rstrip())

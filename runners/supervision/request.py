@@ -22,12 +22,18 @@ class Request:
         deaths: workers that died while they were running it.
         strikes: those among them that were not killed from outside, and so may have died of it.
         future: resolves once, with the answer or an error.
+        accepted: when it came, on the loop's clock.
         affinity: what has the same goes to the same worker, if that has room; None: anywhere.
         abandoned_at: when its caller left, on the loop's clock; None while it waits.
     """
 
+    #: Items that may be on the way before their reader takes some, and how many it took; see `StreamRequest`.
+    window = 0
+    taken = 0
+
     __slots__ = (
         "abandoned_at",
+        "accepted",
         "affinity",
         "body",
         "bucket",
@@ -61,6 +67,7 @@ class Request:
         self.strikes = 0
         self.future = future
         self.abandoned_at: float | None = None
+        self.accepted = 0.0
         self.affinity: int | None = None
         self.slot = 0
         self.bucket: Bucket | None = None
@@ -70,6 +77,23 @@ class Request:
     def waited_for(self) -> bool:
         """Whether somebody still wants the answer."""
         return not self.future.done()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the worker is known to have begun it, even if it runs something else now."""
+        return False
+
+    @property
+    def paused(self) -> bool:
+        """Whether the worker has to wait for the reader before it can go on with it."""
+        return False
+
+    def item(self, body: msgspec.Raw, payload: memoryview) -> bool:  # noqa: ARG002 - for those that can
+        """An item of its answer has come. False if it may not have been sent."""
+        return False
+
+    def again(self) -> None:
+        """It is to be run anew."""
 
     def expire_at_deadline(self, wheel: TimerWheel, on_expire: Callable[[Request], None]) -> None:
         """Have `on_expire` called with this request then, unless it is answered before."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from guardrails.core import events
 from runners.errors import MissingExtra, StartFailed
-from runners.supervision.autoscale import IdleClock, Load, QueueAge, Scaler, fits
+from runners.supervision.autoscale import IdleClock, Load, Scaler, fits
 from runners.supervision.events import RunnerScaled, ScaleUpHeld
 
 if TYPE_CHECKING:
@@ -29,11 +29,10 @@ _FAILED_AGAIN = 5.0
 async def keep_size(pool: Pool) -> None:
     """Scale, and unload when idle, until cancelled."""
     loop = asyncio.get_running_loop()
-    scaler, ages, idle = Scaler(pool.size), QueueAge(), IdleClock(pool.idle_unload)
+    scaler, idle = Scaler(pool.size), IdleClock(pool.idle_unload)
     while True:
         await asyncio.sleep(INTERVAL)
         now, newest = loop.time(), pool.supervisor.dispatcher.counts["submitted"]
-        ages.note(now, newest)
         if idle.expired(now, newest=newest, quiet=pool.quiet):
             pool.unload("idle")
         if pool.supervisor.state != "ready" or not pool.size.scales:
@@ -42,7 +41,7 @@ async def keep_size(pool: Pool) -> None:
         load = Load(
             workers=len(workers),
             busy=sum(bool(worker.in_flight) for worker in workers),
-            delay=ages.of(_oldest_waiting(pool), now),
+            delay=_longest_wait(pool, now),
             settled=pool.settled,
         )
         step = scaler.decide(now, load)
@@ -52,17 +51,16 @@ async def keep_size(pool: Pool) -> None:
             _drain_one(pool)
 
 
-def _oldest_waiting(pool: Pool) -> int | None:
-    """The number of the oldest request that is not being run: a worker has some in hand that wait there."""
-    dispatcher = pool.supervisor.dispatcher
-    waiting = [dispatcher.counts["submitted"] - dispatcher.queued + 1] if dispatcher.queued else []
+def _longest_wait(pool: Pool, now: float) -> float:
+    """Seconds that the oldest request waits that is not being run: a worker has some in hand that wait there."""
+    oldest = pool.supervisor.dispatcher.oldest_queued or now
     for worker in pool.workers:
         running = worker.running()
         for number, request in worker.in_flight.items():
-            if number not in running and request.waited_for:
-                waiting.append(number)
+            if number not in running and request.waited_for and not request.begun:
+                oldest = min(oldest, request.accepted)
                 break
-    return min(waiting, default=None)
+    return now - oldest
 
 
 async def _start_one(pool: Pool, scaler: Scaler) -> None:

@@ -215,10 +215,17 @@ class Supervisor:
     # Requests
 
     def submit(
-        self, body: bytes, payload: bytes = b"", *, seconds: float, redeliver: bool, affinity: int | None = None
+        self,
+        body: bytes,
+        payload: bytes = b"",
+        *,
+        seconds: float,
+        redeliver: bool,
+        affinity: int | None = None,
+        window: int = 0,
     ) -> Request:
         """Accept a request, to be answered within so many seconds (infinity: whenever). Await its `future`; if you stop
-        waiting, call `withdraw`.
+        waiting, call `withdraw`. With a `window` it is a `StreamRequest`, to be read through a `Stream`.
 
         Raises:
             RunnerClosed, WrongEventLoop: the runner cannot be used so.
@@ -227,7 +234,7 @@ class Supervisor:
         self.used = now = self._usable().time()
         deadline = now + seconds if seconds < _FOREVER else None
         request = self.dispatcher.submit(
-            body, payload, now=now, deadline=deadline, redeliver=redeliver, affinity=affinity
+            body, payload, now=now, deadline=deadline, redeliver=redeliver, affinity=affinity, window=window
         )
         if self.state != "ready":
             self.pool.wake()

@@ -13,7 +13,8 @@ import msgspec
 from guardrails.core.sizes import format_size
 from guardrails.memory.reading import private_and_proportional
 from runners.errors import BudgetTooSmall, StartFailed, start_error
-from runners.protocol.messages import Cancel, Done, Drain, Failed, LoadFailed, Ready, Submit, ToParent
+from runners.protocol.frames import ProtocolError
+from runners.protocol.messages import Cancel, Done, Drain, Failed, Item, LoadFailed, More, Ready, Submit, ToParent
 from runners.spec import WorkerSpec
 from runners.supervision.exit import Exit
 from runners.supervision.memory import WorkerMemory, in_thread
@@ -144,12 +145,16 @@ class Worker:
             self.last_progress = now
         self.in_flight[request.id] = request
         left = None if request.deadline is None else max(0.0, request.deadline - now)
-        message = Submit(request.id, left, request.strikes > 0, msgspec.Raw(request.body))
+        message = Submit(request.id, left, request.strikes > 0, msgspec.Raw(request.body), request.window)
         self.process.send(message, request.payload, now=idle)  # an idle one should not wait for the loop to come round
 
     def cancel(self, request: Request) -> None:
         """Tell it that nobody waits for a request any more. The request stays in flight until it is answered."""
         self.process.send(Cancel(request.id))
+
+    def more(self, request: Request, count: int) -> None:
+        """Tell it that the reader of a stream has taken so many items."""
+        self.process.send(More(request.id, count))
 
     def running(self) -> frozenset[int]:
         """The requests that it is running now, or was running when it died."""
@@ -162,10 +167,12 @@ class Worker:
         return board.busy_for() if board is not None else 0.0
 
     def note_progress(self, now: float) -> None:
-        """Look at the board for steps finished since the last look."""
+        """Look at the board for steps finished since the last look. One that can only wait for readers is no worse."""
         board = self.process.board
         if board is not None and board.progress() != self._seen_progress:
             self._seen_progress = board.progress()
+            self.last_progress = now
+        elif all(request.paused for request in self.in_flight.values()):
             self.last_progress = now
 
     # Going down
@@ -198,6 +205,10 @@ class Worker:
                 self.memory.answered[(len(request.body) + len(request.payload)).bit_length()] += 1
                 self.last_progress = self._loop.time()
                 self._on_answer(request, message, payload)
+        elif isinstance(message, Item):
+            request = self.in_flight.get(message.id)
+            if request is not None and not request.item(message.body, payload):
+                self.process.broken(ProtocolError("an item that was not asked for"))
         elif isinstance(message, Ready) and not self._ready.done():
             self.capacity = message.capacity
             self.info = message.info

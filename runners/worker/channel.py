@@ -12,8 +12,8 @@ import time
 import msgspec
 
 from runners.protocol.frames import Decoder, FrameTooLarge, encode
-from runners.protocol.messages import Done, ErrorInfo, Failed, Message, ToChild
-from runners.worker.engines.base import Job
+from runners.protocol.messages import Done, ErrorInfo, Failed, Item, Message, ToChild
+from runners.worker.engines.base import EngineError, Job
 
 _READ = 256 * 1024
 _HOLD = 0.0005
@@ -25,7 +25,11 @@ class ParentGone(Exception):
 
 
 class Channel:
-    """Frames in, frames out. Also the `Replies` that engines answer through."""
+    """Frames in, frames out. Also the `Replies` that engines answer through.
+
+    Attributes:
+        streams: streamed jobs without their answer yet; whoever submits one counts it.
+    """
 
     def __init__(self, sock: socket.socket, decoder: Decoder[ToChild]) -> None:
         sock.setblocking(True)
@@ -35,6 +39,7 @@ class Channel:
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._out_since = 0.0
+        self.streams = 0
 
     def receive(self) -> tuple[ToChild, memoryview]:
         """The next message, waiting for it."""
@@ -67,6 +72,18 @@ class Channel:
         self._put(encode(message, payload))
         self.flush()
 
+    def item(self, job: Job, body: bytes, payload: bytes = b"") -> None:
+        """Send an item of a job's stream, with the next flush.
+
+        Raises:
+            EngineError: it is too large to be sent.
+        """
+        try:
+            frame = encode(Item(job.id, msgspec.Raw(body)), payload)
+        except FrameTooLarge as error:
+            raise EngineError("unsendable", f"an item is too large: {error}") from error
+        self._put(frame)
+
     def done(self, job: Job, body: bytes, payload: bytes = b"") -> None:
         """Answer a job, with the next flush."""
         try:
@@ -74,10 +91,12 @@ class Channel:
         except FrameTooLarge as error:
             self.failed(job, ErrorInfo(kind="unsendable", message=f"the result is too large: {error}"))
             return
+        self.streams -= job.window > 0
         self._put(frame)
 
     def failed(self, job: Job, error: ErrorInfo) -> None:
         """Answer a job with an error, with the next flush."""
+        self.streams -= job.window > 0
         self._put(encode(Failed(job.id, error)))
 
     def _put(self, frame: bytes) -> None:

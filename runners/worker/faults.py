@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any
 
 from runners.spec import Faults
-from runners.worker.engines.base import Job, Replies, Running, StepEngine
+from runners.worker.engines.base import CANCELLED, Job, Replies, Running, StepEngine
 
 _PIECE = 8 * 2**20
 _PIECES = 128
@@ -42,8 +42,17 @@ class FaultyEngine(StepEngine):
             self._engine.submit(job)
 
     def cancel(self, job_id: int, replies: Replies) -> None:
-        """Pass the cancellation on."""
+        """Drop a job that waits here for its fault; pass other cancellations on."""
+        for job in self._marked:
+            if job.id == job_id:
+                self._marked.remove(job)
+                replies.failed(job, CANCELLED)
+                return
         self._engine.cancel(job_id, replies)
+
+    def more(self, job_id: int, count: int) -> None:
+        """Pass it on."""
+        self._engine.more(job_id, count)
 
     def step(self, replies: Replies, running: Running) -> bool:
         """Commit what is to be committed; else pass the step on."""

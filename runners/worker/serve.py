@@ -10,7 +10,7 @@ the one before it, and after a crash a call that was made would look like one th
 from __future__ import annotations
 
 from runners.protocol.board import Board
-from runners.protocol.messages import Cancel, Drain, Submit
+from runners.protocol.messages import Cancel, Drain, More, Submit
 from runners.worker.channel import Channel
 from runners.worker.engines.base import EngineError, Job, StepEngine
 
@@ -38,9 +38,12 @@ def serve(channel: Channel, engine: StepEngine, board: Board) -> None:
     idle = True
     draining = False
     while True:
-        for message, payload in channel.poll(wait=idle and not draining):
+        # While it drains, paused streams are all that is worth waiting for: their readers may take more, or leave.
+        for message, payload in channel.poll(wait=idle and (not draining or channel.streams > 0)):
             if isinstance(message, Submit):
                 _submit(channel, engine, Job(message, payload))
+            elif isinstance(message, More):
+                engine.more(message.id, message.count)
             elif isinstance(message, Cancel):
                 engine.cancel(message.id, channel)
             elif isinstance(message, Drain):
@@ -48,11 +51,12 @@ def serve(channel: Channel, engine: StepEngine, board: Board) -> None:
         idle = not engine.step(channel, steps)
         if idle or channel.due:
             channel.flush()
-        if idle and draining:
+        if idle and draining and not channel.streams:
             return
 
 
 def _submit(channel: Channel, engine: StepEngine, job: Job) -> None:
+    channel.streams += job.window > 0
     try:
         engine.submit(job)
     except EngineError as error:

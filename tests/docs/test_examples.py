@@ -44,6 +44,10 @@ def reader_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         textwrap.dedent("""\
             def thumbnail(image, width):
                 return image[:width]
+
+            def frames(film, width):
+                for start in range(0, len(film), width):
+                    yield film[start : start + width]
         """)
     )
     monkeypatch.chdir(tmp_path)

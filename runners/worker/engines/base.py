@@ -23,25 +23,27 @@ from runners.protocol.messages import ErrorInfo, Submit
 class EngineError(Exception):
     """An error with a meaning for the parent. `kind` chooses the class of the error that the caller gets."""
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, **numbers: int) -> None:
         super().__init__(message)
         self.kind = kind
+        self.numbers = numbers
 
     def info(self) -> ErrorInfo:
         """As it crosses to the parent."""
-        return ErrorInfo(kind=self.kind, message=_clean(str(self)))
+        return ErrorInfo(kind=self.kind, message=_clean(str(self)), numbers=self.numbers)
 
 
 class Job:
-    """One request in the worker."""
+    """One request in the worker. `window`: items that it may be sent before there is `more`; 0: it is no stream."""
 
-    __slots__ = ("alone", "body", "deadline", "id", "payload")
+    __slots__ = ("alone", "body", "deadline", "id", "payload", "window")
 
     def __init__(self, submit: Submit, payload: memoryview) -> None:
         self.id = submit.id
         self.alone = submit.alone
         self.body: msgspec.Raw = submit.body
         self.payload = payload
+        self.window = submit.window
         self.deadline = None if submit.timeout is None else time.monotonic() + submit.timeout
 
     @property
@@ -51,7 +53,15 @@ class Job:
 
 
 class Replies(Protocol):
-    """Where answers go. Exactly one for each job; they are sent together when the worker next flushes."""
+    """Where answers go: exactly one for each job, after its items. They are sent together when the worker flushes."""
+
+    def item(self, job: Job, body: bytes, payload: bytes = b"") -> None:
+        """The next piece of a streamed answer. Not more of them than `job.window` and `StepEngine.more` have allowed.
+
+        Raises:
+            EngineError: it is too large to be sent. Answer the job with that.
+        """
+        ...
 
     def done(self, job: Job, body: bytes, payload: bytes = b"") -> None:
         """The answer, in the engine's own terms (msgpack), with raw array bytes beside it."""
@@ -100,7 +110,12 @@ class StepEngine(abc.ABC):
     @abc.abstractmethod
     def cancel(self, job_id: int, replies: Replies) -> None:
         """Drop a job that has not started, answering it with `CANCELLED`; nothing happens if it is running or
-        unknown.
+        unknown. A stream that has started is ended in the next step, and answered so too.
+        """
+
+    def more(self, job_id: int, count: int) -> None:  # noqa: B027 - only engines that stream have to do with it
+        """The reader of a stream has taken `count` items: so many more may be sent. An unknown id is that of a stream
+        that has ended meanwhile.
         """
 
     @abc.abstractmethod

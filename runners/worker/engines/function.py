@@ -1,4 +1,4 @@
-"""Runs any importable function, one call after the other, on the worker's main thread.
+"""Runs any importable function, one call after the other, on the worker's main thread; generator functions in turns.
 
 An `async def` function runs on one event loop of the worker's, one call at a time too. A running sync call cannot be
 interrupted from here: the parent kills the worker if a call that nobody waits for any more does not end by itself.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runners.protocol.messages import ErrorInfo
+from runners.protocol.messages import ErrorInfo, stream_mismatch
 from runners.protocol.values import UnsendableError, pack, unpack
 from runners.worker.engines.base import (
     CANCELLED,
@@ -32,6 +32,11 @@ from runners.worker.engines.base import (
 if TYPE_CHECKING:
     import asyncio
 
+    from runners.worker.engines.generators import Streams
+
+
+_IS_GENERATOR = (inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+
 
 class FunctionEngine(StepEngine):
     """One function of the caller's."""
@@ -43,6 +48,7 @@ class FunctionEngine(StepEngine):
         self._function: Callable[..., Any]
         self._jobs: deque[Job] = deque()
         self._loop: asyncio.Runner | None = None
+        self._streams: Streams | None = None  # of a generator function
 
     def load(self) -> dict[str, Any]:
         """Import the function."""
@@ -50,22 +56,40 @@ class FunctionEngine(StepEngine):
         called = self._function if inspect.isroutine(self._function) else type(self._function).__call__
         if inspect.iscoroutinefunction(self._function) or inspect.iscoroutinefunction(called):
             self._run(_nothing())  # warm, as the first call will find it
-        return {"function": self._path}
+        if any(test(each) for test in _IS_GENERATOR for each in (self._function, called)):
+            from runners.worker.engines.generators import Streams  # noqa: PLC0415 - only what runs is loaded
+
+            self._streams = Streams(self._path, self._function, lambda: self._runner().get_loop())
+        return {"function": self._path, "streams": self._streams is not None}
 
     def submit(self, job: Job) -> None:
         """Queue a call."""
-        self._jobs.append(job)
+        if (self._streams is not None) != (job.window > 0):
+            raise EngineError("stream_mismatch", stream_mismatch(self._path, streams=self._streams is not None))
+        if self._streams is not None:
+            self._streams.submit(job)
+        else:
+            self._jobs.append(job)
 
     def cancel(self, job_id: int, replies: Replies) -> None:
-        """Drop a call that waits."""
+        """Drop a call that waits; close a generator."""
+        if self._streams is not None:
+            self._streams.cancel(job_id, replies)
         for job in self._jobs:
             if job.id == job_id:
                 self._jobs.remove(job)
                 replies.failed(job, CANCELLED)
                 return
 
+    def more(self, job_id: int, count: int) -> None:
+        """Let a generator go on."""
+        if self._streams is not None:
+            self._streams.more(job_id, count)
+
     def step(self, replies: Replies, running: Running) -> bool:
-        """Make one call."""
+        """Make one call, or fetch one item of a generator."""
+        if self._streams is not None:
+            return self._streams.step(replies, running)
         if not self._jobs:
             return False
         job = self._jobs.popleft()
@@ -103,11 +127,14 @@ class FunctionEngine(StepEngine):
         replies.done(job, body, payload)
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._runner().run(coroutine)
+
+    def _runner(self) -> asyncio.Runner:
         if self._loop is None:
             import asyncio  # noqa: PLC0415 - a worker for a sync function does without it
 
             self._loop = asyncio.Runner()
-        return self._loop.run(coroutine)
+        return self._loop
 
 
 async def _nothing() -> None:
@@ -137,6 +164,4 @@ def _import(path: str) -> Callable[..., Any]:
             raise EngineError("function_not_found", message) from None
     if not callable(found):
         raise EngineError("function_not_found", f"{path!r} is a {type(found).__name__} and cannot be called")
-    if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
-        raise EngineError("function_not_found", f"{path!r} is a generator; return its items as a list")
     return found  # type: ignore[no-any-return]

@@ -48,7 +48,7 @@ def nothing_left_behind() -> Iterator[None]:
 def until() -> Callable[..., Awaitable[None]]:
     """Wait for a condition, for so long at most: ``await until(lambda: mark.exists())``."""
 
-    async def wait(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    async def wait(condition: Callable[[], object], seconds: float = 20.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "waited in vain"

@@ -29,8 +29,6 @@ pytestmark = pytest.mark.anyio
         ("leaves_on_import:echo", "importing 'leaves_on_import' failed: SystemExit: this is a script"),
         ("calls:no_such", "module 'calls' has no 'no_such'; write it as 'module:function'"),
         ("calls:NOT_CALLABLE", "is a int and cannot be called"),
-        ("calls:generate", "is a generator; return its items as a list"),
-        ("calls:generate_async", "is a generator; return its items as a list"),
     ],
 )
 async def test_a_function_that_cannot_be_imported(function, words):

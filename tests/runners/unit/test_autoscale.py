@@ -13,7 +13,6 @@ from runners.supervision.autoscale import (
     Autoscale,
     IdleClock,
     Load,
-    QueueAge,
     Scaler,
     as_autoscale,
     fits,
@@ -249,34 +248,6 @@ def test_wrong_settings_are_named(argument, value):
 
 
 # The age of what waits, and of quiet
-
-
-@given(st.lists(st.tuples(st.floats(0.01, 1), st.integers(0, 5)), min_size=1, max_size=50), st.data())
-def test_the_age_is_never_more_than_true_and_lags_one_note_at_most(rounds, data):
-    ages, now, newest = QueueAge(), 0.0, 0
-    came, notes = {}, []
-    for passed, new in rounds:
-        for number in range(newest + 1, newest + new + 1):
-            came[number] = now + passed / 2
-        now, newest = now + passed, newest + new
-        ages.note(now, newest)
-        notes.append(now)
-    if came:
-        number = data.draw(st.sampled_from(sorted(came)))
-        true = now - came[number]
-        first_note = next(note for note in notes if note >= came[number])
-        assert ages.of(number, now) == pytest.approx(now - first_note)
-        assert ages.of(number, now) <= true
-    assert ages.of(newest + 1, now + 9) == 0.0
-    assert ages.of(None, now) == 0.0
-
-
-def test_the_memory_of_ages_is_bounded():
-    ages = QueueAge()
-    for number in range(5000):
-        ages.note(number * TICK, number)
-    assert len(ages._times) == len(ages._numbers) == 512
-    assert ages.of(0, 500.0) == pytest.approx(500 - 4488 * TICK)
 
 
 def test_quiet_for_long():

@@ -9,7 +9,7 @@ import pytest
 
 from runners.protocol import frames
 from runners.protocol.frames import child_decoder, encode, parent_decoder
-from runners.protocol.messages import Cancel, Done, Drain, Failed, Submit
+from runners.protocol.messages import Cancel, Done, Drain, Failed, Item, Submit
 from runners.worker.channel import Channel, ParentGone
 from runners.worker.engines.base import CANCELLED, EngineError, Job, exception_info
 
@@ -24,8 +24,8 @@ def pair():
         yield ours, Channel(theirs, child_decoder())
 
 
-def job(number=1):
-    return Job(Submit(number, None, False, msgspec.Raw(BODY)), memoryview(b""))
+def job(number=1, window=0):
+    return Job(Submit(number, None, False, msgspec.Raw(BODY), window), memoryview(b""))
 
 
 def test_answers_go_out_together_with_the_flush(pair):
@@ -52,6 +52,31 @@ def test_a_result_too_large_is_an_answer_too(pair, monkeypatch):
     assert isinstance(answer, Failed)
     assert (answer.id, answer.error.kind) == (5, "unsendable")
     assert "the result is too large" in answer.error.message
+
+
+def test_items_go_out_with_the_answers_in_order(pair):
+    ours, channel = pair
+    stream = job(7, window=2)
+    channel.streams += 1
+    channel.item(stream, BODY, b"xy")
+    channel.item(stream, BODY)
+    channel.done(job(8), BODY)
+    assert channel.streams == 1
+    channel.failed(stream, CANCELLED)
+    assert channel.streams == 0
+    channel.flush()
+    got = parent_decoder().feed(ours.recv(9999))
+    assert [(type(message), message.id, bytes(payload)) for message, payload in got] == [
+        (Item, 7, b"xy"), (Item, 7, b""), (Done, 8, b""), (Failed, 7, b""),
+    ]  # fmt: skip
+
+
+def test_an_item_too_large_is_the_engines_to_answer(pair, monkeypatch):
+    _, channel = pair
+    monkeypatch.setattr(frames, "MAX_FRAME", 300)
+    with pytest.raises(EngineError, match="an item is too large") as caught:
+        channel.item(job(5, window=1), BODY, b"x" * 400)
+    assert caught.value.kind == "unsendable"
 
 
 def test_answers_that_are_many_or_old_are_due(pair):

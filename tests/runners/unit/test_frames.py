@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 
 from runners.protocol import frames
 from runners.protocol.frames import FrameTooLarge, ProtocolError, child_decoder, encode, parent_decoder
-from runners.protocol.messages import Cancel, Done, Drain, ErrorInfo, Failed, LoadFailed, Ready, Start, Submit
+from runners.protocol.messages import (
+    Cancel,
+    Done,
+    Drain,
+    ErrorInfo,
+    Failed,
+    Item,
+    LoadFailed,
+    More,
+    Ready,
+    Start,
+    Submit,
+)
 from runners.spec import Faults, WorkerSpec
 
 BODY = msgspec.msgpack.encode({"any": [1, "b"]})
@@ -22,12 +34,14 @@ bodies = st.sampled_from([BODY, b"\xc0", msgspec.msgpack.encode(b"x" * 300)]).ma
 errors = st.builds(ErrorInfo, kind=st.text(max_size=5), message=st.text(max_size=20), traceback=st.text(max_size=20))
 to_parent = st.one_of(
     st.builds(Done, numbers, bodies),
+    st.builds(Item, numbers, bodies),
     st.builds(Failed, numbers, errors),
     st.builds(LoadFailed, errors),
     st.builds(Ready, numbers, st.dictionaries(st.text(max_size=3), numbers, max_size=2)),
 )
 to_child = st.one_of(
-    st.builds(Submit, numbers, st.none() | st.floats(0, 1e9), st.booleans(), bodies),
+    st.builds(Submit, numbers, st.none() | st.floats(0, 1e9), st.booleans(), bodies, st.sampled_from([0, 1, 32])),
+    st.builds(More, numbers, numbers),
     st.builds(Cancel, numbers),
     st.just(Drain()),
     st.just(
@@ -81,7 +95,7 @@ def test_a_damaged_frame_is_a_protocol_error_or_a_message(message, payload, data
         frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ProtocolError):
         for got, _ in parent_decoder().feed(bytes(frame)):
-            assert isinstance(got, Done | Failed | LoadFailed | Ready)
+            assert isinstance(got, Item | Done | Failed | LoadFailed | Ready)
 
 
 @given(st.binary(max_size=60), payloads)

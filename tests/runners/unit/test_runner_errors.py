@@ -100,7 +100,13 @@ def test_a_missing_extra_in_the_worker():
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("unsendable", "UnsendableValue"), ("input", "InvalidInput"), ("exception", "RemoteError"), ("?", "RunnerError")],
+    [
+        ("unsendable", "UnsendableValue"),
+        ("input", "InvalidInput"),
+        ("exception", "RemoteError"),
+        ("?", "RunnerError"),
+        ("stream_mismatch", "StreamMismatch"),
+    ],
 )
 def test_errors_of_requests(kind, name):
     assert type(request_error(ErrorInfo(kind=kind, message="why"), "r")) is getattr(errors, name)
@@ -129,7 +135,7 @@ def test_other_remote_errors_are_only_remote_errors(name):
         request_error(ErrorInfo(kind="exception", message="why", type="KeyError", traceback="trace"), "r"),
         request_error(ErrorInfo(kind="exception", message="why", type="app.Error", traceback="trace"), "r"),
         BudgetTooSmall("small", needed=7),
-        RunnerCrashed("gone", exit="by a signal", stderr="words"),
+        RunnerCrashed("gone", exit="by a signal", stderr="words", partial="so far"),
         RunnerUnavailable("r", retry_after=1.5, detail="it fails"),
         start_error(ErrorInfo(kind="model_not_found", message="why"), "r"),
         errors.RequestTimeout("late"),
