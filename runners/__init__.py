@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from runners.embedding import EmbeddingRunner as EmbeddingRunner
     from runners.fleet import Fleet as Fleet
     from runners.function import FunctionRunner as FunctionRunner
+    from runners.llama import LlamaRunner as LlamaRunner
     from runners.signals import drain_on_signals as drain_on_signals
     from runners.spec import Faults as Faults
     from runners.spec import Resources as Resources
@@ -28,6 +29,7 @@ __all__ = [
     "Faults",
     "Fleet",
     "FunctionRunner",
+    "LlamaRunner",
     "Resources",
     "drain_on_signals",
 ]
@@ -38,6 +40,7 @@ _HOMES = {
     "Faults": "spec",
     "Fleet": "fleet",
     "FunctionRunner": "function",
+    "LlamaRunner": "llama",
     "Resources": "spec",
     "drain_on_signals": "signals",
 }

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from guardrails.core.errors import MissingExtra
+from runners.cli import generate
 
 _DESCRIPTION = """\
 Models in supervised subprocesses: restarted when they pass a memory budget, without losing a request.
 
 examples:
-  runners demo                 a real model, a leak, two kills, and no request lost (about a minute)
-  runners demo --texts 300     a shorter one
+  runners demo                 real models, a leak, kills in the middle, and no request lost (about a minute)
+  runners demo --act 2         only its second act: 16 chats at once
+  runners chat model.gguf      talk with a model
+  runners complete model.gguf "Once upon a time"
   runners top                  the runners of your other programs, live
   runners top --once           the same, once
 """
@@ -41,17 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     demo = commands.add_parser(
         "demo",
-        help="embed with a real model while its worker leaks and is killed, and count what is lost",
+        help="embed and chat with real models while workers leak and are killed, and count what is lost",
         description=(
-            "Embeds texts with all-MiniLM-L6-v2 from 32 callers at once, through a breaker and admission control, "
-            "while the worker leaks past its memory budget and is killed with SIGKILL twice. Then compares every "
-            "vector with a plain run of the model in this process. Exit status 0 only if every request was answered "
-            "exactly once and every vector is right."
+            "Act 1: embeds texts with all-MiniLM-L6-v2 from 32 callers at once, through a breaker and admission "
+            "control, while the worker leaks past its memory budget and is killed with SIGKILL twice. Then compares "
+            "every vector with a plain run of the model in this process. Act 2: 16 chats at once with SmolLM2-135M in "
+            "two workers, one of which is killed in the middle. Exit status 0 only if every request was answered "
+            "exactly once, every vector is right, and every chat came to its end."
         ),
     )
     demo.add_argument("--texts", type=_positive, default=2000, metavar="N", help="requests of one text each (2000)")
     demo.add_argument("--callers", type=_positive, default=32, metavar="N", help="callers at once (32)")
     demo.add_argument("--kills", type=int, default=2, metavar="N", help="times to kill the worker with SIGKILL (2)")
+    demo.add_argument("--tokens", type=_positive, default=96, metavar="N", help="of each chat's answer (96)")
+    demo.add_argument("--act", type=int, choices=(1, 2), help="play only this act")
+    demo.add_argument("--llama-build", type=Path, metavar="LOG", help=argparse.SUPPRESS)  # `make demo` builds meanwhile
     top = commands.add_parser(
         "top",
         help="a live view of the runners of this user's other programs",
@@ -64,15 +72,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top.add_argument(
         "--folder", type=Path, metavar="PATH", help="where the status files are, if not in the usual place"
     )
+    generate.add(commands)
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
         return 2
     if options.command == "top":
         return _top(options)
-    from runners.cli.demo import run
+    if options.command in ("complete", "chat"):
+        return generate.run(options)
+    from runners.cli import demo as the_demo
 
-    return run(texts=options.texts, callers=options.callers, kills=options.kills)
+    acts = (1, 2) if options.act is None else (options.act,)
+    try:
+        return the_demo.run(
+            acts,
+            texts=options.texts,
+            callers=options.callers,
+            kills=options.kills,
+            tokens=options.tokens,
+            build=options.llama_build,
+        )
+    except KeyboardInterrupt:
+        print("\nended by Ctrl-C", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _top(options: argparse.Namespace) -> int:

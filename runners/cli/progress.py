@@ -23,13 +23,17 @@ class Progress:
 
     def show(self, count: int, detail: str) -> None:
         """So much is done. Cheap to call often."""
-        now = time.perf_counter()
-        if now - self._last < (_EVERY if self._live else _EVERY_IN_A_LOG):
+        if not self._due():
             return
-        self._last = now
+        now = self._last
         filled = int(_BAR * count / self._total)
         rate = count / max(now - self._began, 1e-9)
         self._write(f"{'█' * filled}{'░' * (_BAR - filled)} {count:,}/{self._total:,}  {rate:,.0f}/s  {detail}")
+
+    def say(self, text: str) -> None:
+        """What there is to say, instead of a bar. Cheap to call often."""
+        if self._due():
+            self._write(text)
 
     def done(self, text: str) -> None:
         """The last line."""
@@ -37,6 +41,13 @@ class Progress:
         if self._live:
             sys.stderr.write("\n")
             sys.stderr.flush()
+
+    def _due(self) -> bool:
+        now = time.perf_counter()
+        if now - self._last < (_EVERY if self._live else _EVERY_IN_A_LOG):
+            return False
+        self._last = now
+        return True
 
     def _write(self, text: str) -> None:
         sys.stderr.write(f"\r\x1b[2K{text}" if self._live else f"{text}\n")

@@ -341,8 +341,7 @@ class _Lines(asyncio.Protocol):
 
     def _emit(self, line: bytes) -> None:
         level = self._level
-        if line[:1] == b"<" and line[2:3] == b">":  # as systemd's daemons say how bad it is
-            level = _LEVELS.get(line[1:2], level)
-            line = line[3:]
+        if line[:1] == b"<" and line[2:3] == b">" and line[1:2] in _LEVELS:  # as systemd's daemons say how bad it is
+            level, line = _LEVELS[line[1:2]], line[3:]
         for start in range(0, len(line) or 1, _MAX_LINE):
             self._process.log_line(level, line[start : start + _MAX_LINE].decode("utf-8", "replace").rstrip())

@@ -87,6 +87,12 @@ def make_engine(spec: WorkerSpec) -> StepEngine:
         from runners.worker.engines.onnx import OnnxEngine  # noqa: PLC0415
 
         engine = OnnxEngine(spec.options)
+    elif spec.engine == "llama":
+        try:
+            from runners.worker.engines.llama.engine import LlamaEngine  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise EngineError("missing_extra", error.name or "llama_cpp") from error
+        engine = LlamaEngine(spec.options)
     else:
         raise EngineError("bad_option", f"there is no engine {spec.engine!r}")
     return FaultyEngine(engine, spec.faults) if spec.faults != Faults() else engine

@@ -14,7 +14,7 @@ from types import CodeType
 
 import pytest
 
-from runners.cli.models import find_minilm
+from runners.cli.models import find_minilm, find_smollm2
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -39,6 +39,7 @@ def reader_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     minilm.mkdir(parents=True)
     (minilm / "model.onnx").symlink_to(models.model)
     (minilm / "tokenizer.json").symlink_to(models.tokenizer)
+    (tmp_path / "models" / "smollm2.gguf").symlink_to(find_smollm2())
     (tmp_path / "myapp").mkdir()
     (tmp_path / "myapp" / "images.py").write_text(
         textwrap.dedent("""\
@@ -63,6 +64,8 @@ def test_the_readme_has_examples() -> None:
 @pytest.mark.usefixtures("reader_folder")
 @pytest.mark.parametrize("source", EXAMPLES)
 def test_example_runs(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if "LlamaRunner" in source:
+        pytest.importorskip("llama_cpp")
     code = compile(source, "example", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
     async def run(example: CodeType, namespace: dict[str, object]) -> None:

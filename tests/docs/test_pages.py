@@ -32,6 +32,12 @@ def test_every_public_name_has_its_page(name: str) -> None:
     assert re.search(rf"\b{name}\b", text)
 
 
+def test_the_llama_page_has_the_headings_of_the_guards_pages() -> None:
+    text = (DOCS / "llama.md").read_text()
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == HEADINGS
+    assert re.search(r"\bLlamaRunner\b", text)
+
+
 def test_every_event_is_listed() -> None:
     text = (DOCS / "events.md").read_text()
     events = [name for name in guardrails.events.__all__ if name not in {"Event", "Sink"}]

@@ -23,7 +23,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def demo() -> Iterator[subprocess.Popen[str]]:
-    process = start("demo", "--texts", str(TEXTS), "--kills", "1")
+    process = start("demo", "--act", "1", "--texts", str(TEXTS), "--kills", "1")
     yield process
     if process.poll() is None:
         process.kill()
@@ -56,6 +56,15 @@ def test_no_worker_outlives_a_demo_that_is_killed(demo: subprocess.Popen[str]) -
     (worker,) = parent.children()
     os.kill(demo.pid, signal.SIGKILL)
     assert wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 2)
+
+
+def test_ctrl_c_ends_it_in_one_line(demo: subprocess.Popen[str]) -> None:
+    assert wait_for(psutil.Process(demo.pid).children, 30)
+    demo.send_signal(signal.SIGINT)
+    _, errors = demo.communicate(timeout=20)
+    assert demo.returncode == 128 + signal.SIGINT
+    assert errors.endswith("\nended by Ctrl-C\n")
+    assert "Traceback" not in errors
 
 
 def test_without_a_command_the_help_teaches() -> None:

@@ -1,0 +1,153 @@
+"""From the options to a model and its context, or an error that says what would have to be different."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+
+from runners.worker.engines.base import EngineError
+from runners.worker.engines.llama.logs import Log
+from runners.worker.engines.llama.native import KV_TYPES, Context, Model
+
+_MIB = 2**20
+#: What is held beside the KV cache, at least: the interpreter, the library, its buffers.
+_BESIDE = 96 * _MIB
+#: llama.cpp's own limit.
+_MOST_SEQUENCES = 256
+#: Bytes of 32 elements; smaller ones are quantised.
+_HALVES = 64
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The engine's options, as they come from the parent.
+
+    Attributes:
+        path: the GGUF file; of a split model the first part.
+        slots: requests that generate at the same time.
+        context: tokens that the KV cache holds, of all requests together.
+        batch: tokens of one step, at most.
+        piece: prompt tokens of one step while others generate.
+        parked: ended sequences whose prompts stay for others, beside the slots.
+        threads: of the computation; None: this process's cores.
+        gpu_layers: layers that a GPU computes; -1 is all.
+        kv_type: type of the KV cache's cells.
+        flash_attention: whether to use it.
+        repack: whether weights are copied into the layout that this CPU computes fastest with; copies are not shared
+            between workers.
+        mlock: whether the weights are kept from being paged out.
+        template: Jinja, instead of the file's chat template.
+        memory: the worker's soft budget in bytes, if it has one.
+    """
+
+    path: str
+    slots: int = 16
+    context: int = 4096
+    batch: int = 512
+    piece: int = 128
+    parked: int | None = None
+    threads: int | None = None
+    gpu_layers: int = 0
+    kv_type: str = "f16"
+    flash_attention: bool = True
+    repack: bool = True
+    mlock: bool = False
+    template: str | None = None
+    memory: int | None = None
+
+    @property
+    def sequences(self) -> int:
+        """Sequence ids in all."""
+        return min(_MOST_SEQUENCES, self.slots + self.kept)
+
+    @property
+    def used_threads(self) -> int:
+        """Threads of the computation."""
+        if self.threads is not None:
+            return self.threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+    @property
+    def kept(self) -> int:
+        """How many sequences may be parked."""
+        return max(1, self.slots // 2) if self.parked is None else self.parked
+
+
+def parse_options(options: dict[str, Any]) -> Options:
+    """Check.
+
+    Raises:
+        EngineError: ``bad_option``, with its name.
+    """
+    try:
+        parsed = msgspec.convert(options, Options)
+    except msgspec.ValidationError as error:
+        raise EngineError("bad_option", str(error)) from error
+    for name, value, least, most in (
+        ("slots", parsed.slots, 1, _MOST_SEQUENCES),
+        ("context", parsed.context, 16, 2**24),
+        ("batch", parsed.batch, 1, 2**16),
+        ("piece", parsed.piece, 1, 2**16),
+        ("parked", parsed.kept, 0, _MOST_SEQUENCES),
+        ("gpu_layers", parsed.gpu_layers, -1, 10_000),
+    ):
+        if not least <= value <= most:
+            raise EngineError("bad_option", f"{name} takes {least:,} to {most:,}, not {value:,}")
+    if parsed.kv_type not in KV_TYPES:
+        raise EngineError("bad_option", f"kv_type takes one of {', '.join(KV_TYPES)}, not {parsed.kv_type!r}")
+    if KV_TYPES[parsed.kv_type][1] < _HALVES and not parsed.flash_attention:
+        raise EngineError("bad_option", f"kv_type={parsed.kv_type!r} needs flash_attention=True")
+    if parsed.context < parsed.slots:
+        raise EngineError(
+            "bad_option", f"context={parsed.context} is less than slots={parsed.slots}: each needs a token"
+        )
+    if parsed.batch < parsed.slots:
+        raise EngineError("bad_option", f"batch={parsed.batch} is less than slots={parsed.slots}: each needs a token")
+    return parsed
+
+
+def load(options: Options, log: Log) -> tuple[Model, Context]:
+    """The model and its context.
+
+    Raises:
+        EngineError: ``model_not_found``, ``model_invalid``, ``model_unsupported``, ``budget_too_small``,
+            ``bad_option``, ``memory``.
+    """
+    model = Model(options.path, gpu_layers=options.gpu_layers, repack=options.repack, mlock=options.mlock, log=log)
+    if not model.generates:
+        raise EngineError(
+            "model_unsupported", f"{options.path!r} ({model.description}) does not generate text; it is an encoder"
+        )
+    check_budget(options, model)
+    context = Context(
+        model,
+        cells=options.context,
+        sequences=options.sequences,
+        batch=min(options.batch, options.context),
+        threads=options.used_threads,
+        type_k=options.kv_type,
+        type_v=options.kv_type,
+        flash_attention=options.flash_attention,
+        unified=True,
+        log=log,
+    )
+    return model, context
+
+
+def check_budget(options: Options, model: Model) -> None:
+    """Refuse, before it is made, a KV cache that the budget cannot hold."""
+    if options.memory is None:
+        return
+    kv = model.kv_bytes(options.context, options.kv_type, options.kv_type)
+    needed = kv + _BESIDE
+    if needed > options.memory:
+        cell = max(1, kv // options.context)
+        fits = max(0, options.memory - _BESIDE) // cell
+        raise EngineError(
+            "budget_too_small",
+            f"memory={options.memory // _MIB}MiB cannot hold a KV cache of context={options.context:,} tokens in "
+            f"{options.kv_type}, which is {kv // _MIB:,} MiB: it needs memory={-(-needed // _MIB)}MiB or more, or "
+            f"context={fits} or less" + ("" if options.kv_type != "f16" else ", or kv_type='q8_0', which halves it"),
+            needed=needed,
+        )

@@ -1,0 +1,228 @@
+"""`runners complete` and `runners chat` with SmolLM2-135M, through pipes and in a real terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from runners.cli.generate import harmless
+from runners.cli.models import ModelsMissing, find_smollm2
+
+pytest.importorskip("llama_cpp")
+try:
+    MODEL = os.fspath(find_smollm2())
+except ModelsMissing as missing:
+    pytest.skip(str(missing), allow_module_level=True)
+
+SHORT = ("--context", "512", "--temperature", "0")
+
+
+def runners(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "runners", *arguments]
+    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_complete_prints_what_comes_and_nothing_else() -> None:
+    done = runners("complete", MODEL, "The capital of France is", *SHORT, "--stop", ".")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == " Paris\n"
+
+
+def test_complete_reads_the_prompt_and_tells_numbers() -> None:
+    done = runners("complete", MODEL, *SHORT, "--max-tokens", "3", "--json", typed="One, two, three,")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert (told["finish_reason"], told["completion_tokens"]) == ("length", 3)
+    assert told["prompt_tokens"] >= 6
+    assert "four" in told["text"]
+
+
+def test_piped_messages_are_one_conversation_until_reset() -> None:
+    done = runners(
+        "chat", MODEL, *SHORT, "--max-tokens", "12", "--system", "You are short.",
+        typed="Name a fruit.\n\nName a fruit.\n/reset\nName a fruit.\n/exit\nnever answered\n",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, third = done.stdout.rstrip("\n").split("\n\n")
+    assert first == third
+    assert first != second
+
+
+def test_a_reader_that_goes_away_ends_it() -> None:
+    command = [sys.executable, "-m", "runners", "complete", MODEL, "Once", "--max-tokens", "400"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(4)
+        process.stdout.close()
+        assert process.wait(timeout=20) == 128 + 13
+        assert process.stderr.read() == b""
+
+
+def test_ctrl_c_ends_a_completion() -> None:
+    command = [sys.executable, "-m", "runners", "complete", MODEL, "Once", "--max-tokens", "400"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(4)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 128 + signal.SIGINT
+        assert process.stderr.read() == b"\n"
+        assert process.stdout.read().endswith(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("complete", "nothing.gguf", "x"), "there is no file 'nothing.gguf'"),
+        (("chat", __file__), "is not a GGUF file"),
+        (("complete", MODEL, "x", "--memory", "100MiB"), "it needs memory="),
+        (("complete", MODEL, "x", "--memory", "much"), "memory"),
+        (("complete", MODEL, "x", "--slots", "0"), "slots takes 1 to 256"),
+        (("complete", MODEL, "x", "--top-p", "7"), "top_p: takes a number from 0 to 1"),
+        (("complete", MODEL, "word " * 600, *SHORT), "512"),
+    ],
+    ids=["no file", "no model", "budget", "size", "slots", "top_p", "long"],
+)
+def test_an_error_is_one_line(arguments: tuple[str, ...], said: str) -> None:
+    done = runners(*arguments, typed="hello\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"runners {arguments[0]}: ")
+    assert said in line
+
+
+@pytest.mark.parametrize("command", ["complete", "chat"])
+def test_help_teaches(command: str) -> None:
+    done = runners(command, "--help")
+    assert done.returncode == 0
+    assert f"runners {command} smollm2.gguf" in done.stdout
+    assert "--max-tokens" in done.stdout
+
+
+def test_a_model_s_text_cannot_move_the_cursor() -> None:
+    assert harmless("a\tb\nc\x1b[2J\rd é 汉") == "a\tb\nc\ufffd[2J\ufffdd é 汉"
+
+
+# In a terminal
+
+
+class Terminal:
+    def __init__(self, *arguments: str) -> None:
+        self.ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 110, 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "runners", *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "110", "LINES": "30"},
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - no thread runs here
+        )
+        os.close(theirs)
+        self.shown = ""
+        self.all = ""
+
+    def until(self, words: str, seconds: float = 30) -> str:
+        """What is shown up to these words; what was read for an earlier call is not looked at again."""
+        end = time.monotonic() + seconds
+        while not (found := re.search(words, self.shown, re.DOTALL)):
+            assert time.monotonic() < end, f"{words!r} was not shown: {self.all[-2000:]}"
+            self._read()
+        text, self.shown = self.shown[: found.end()], self.shown[found.end() :]
+        return text
+
+    def type(self, keys: str) -> None:
+        os.write(self.ours, keys.encode())
+
+    def end(self, seconds: float = 30) -> int:
+        end = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < end:
+            self._read()
+        while self._read():
+            pass
+        return self.process.wait(timeout=1)
+
+    def _read(self) -> bool:
+        if not select.select([self.ours], [], [], 0.05)[0]:
+            return False
+        try:
+            text = os.read(self.ours, 65536).decode(errors="replace")
+        except OSError:  # its last holder is gone
+            return False
+        self.shown += text
+        self.all += text
+        return bool(text)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.ours)
+
+
+@pytest.fixture
+def chat() -> Iterator[Terminal]:
+    one = Terminal("chat", MODEL, "--context", "1024", "--temperature", "0", "--max-tokens", "300")
+    one.until("> ")
+    yield one
+    one.close()
+
+
+def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(chat: Terminal) -> None:
+    chat.type("Tell me a long story about a ship.\n")
+    chat.until(r"ship\.\r\n.*?\w+ \w+ \w+")  # it has begun
+    chat.type("\x03")
+    chat.until(r"Stopped\..*> ")
+    chat.type("half a line\x03")
+    chat.until(r"Ctrl-D or /exit leaves\..*> ")
+    chat.type("/reset\n")
+    chat.until(r"A new conversation\..*> ")
+    chat.type("\x04")
+    assert chat.end() == 0
+    assert "Traceback" not in chat.all
+
+
+def test_a_worker_that_dies_costs_one_answer(chat: Terminal) -> None:
+    chat.type("Tell me a long story about a ship.\n")
+    chat.until(r"ship\.\r\n.*?\w+ \w+ \w+")
+    (worker,) = psutil.Process(chat.process.pid).children()
+    worker.kill()
+    assert "SIGKILL" in chat.until(r"The message was not answered; send it again, or /exit\..*> ")
+    chat.type("Say: yes.\n")
+    chat.until(r"yes\.\r\n.*?\w+")
+    chat.type("\x03")
+    chat.until("> ")
+    chat.type("/exit\n")
+    assert chat.end() == 0
+    assert "Traceback" not in chat.all
+
+
+def test_chats_of_the_demo_in_a_grid() -> None:
+    demo = Terminal("demo", "--act", "2", "--tokens", "16")
+    try:
+        assert demo.end(90) == 0, demo.all[-3000:]
+    finally:
+        demo.close()
+    assert "╭─" in demo.all
+    assert "↻ " in demo.all  # one that was asked again
+    table = dict(re.findall(r"^  (\w[\w /]+?) {2,}(\d[^\r\n]*)", demo.all, re.MULTILINE))
+    assert (table["chats at once"], table["came to their end"], table["lost"]) == ("16", "16", "0")
+    assert table["worker killed"].startswith("1 of 2, after")
+    assert int(table["redelivered"]) + int(table["asked again"]) >= 1
+    assert "RunnerCrashed with" in demo.all
+    assert "Traceback" not in demo.all
