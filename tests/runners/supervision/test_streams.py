@@ -25,7 +25,7 @@ from runners.errors import (
 )
 from runners.protocol.values import pack, unpack
 from runners.spec import Faults
-from runners.supervision.scaling import _oldest_waiting
+from runners.supervision.scaling import _longest_wait
 
 pytestmark = pytest.mark.anyio
 both_loops = pytest.mark.parametrize(
@@ -165,7 +165,7 @@ async def test_a_paused_stream_is_no_reason_for_another_worker(until):
             (request,) = only(runner).in_flight.values()
             await until(lambda: request.paused)
             await until(lambda: only(runner).busy_for() == 0.0)
-            assert _oldest_waiting(runner._supervisor.pool) is None
+            assert _longest_wait(runner._supervisor.pool, request.accepted + 60) == 0
 
 
 async def test_guards_work_on_streams(tmp_path):
