@@ -47,8 +47,11 @@ class LlamaRunner(Runner):
         context: tokens that its KV cache holds, of all its requests together. A request is taken up when its prompt and
             `max_tokens` fit. The memory for it is taken at load.
         kv_type: of the KV cache's cells: ``"f16"``, ``"q8_0"`` (half the memory, 7 to 10 % slower), ``"q4_0"`` ...
-        batch: tokens of one step of the model, at most.
-        parked: prompts of ended requests that stay for others; by default half as many as slots.
+        batch: tokens of one step of the model, at most. By default 63 on a CPU, where more are not faster, and
+            llama.cpp's attention works row by row, so that a text depends less on what else is in the batch; 512 with
+            a GPU.
+        parked: prompts of ended requests that stay for others; by default a quarter as many as slots. What they hold
+            makes each step a little slower.
         threads: of one worker; by default all cores, or its share of them where there are several workers.
         gpu_layers: layers that a GPU computes, with a llama-cpp-python built for one; -1: all.
         flash_attention: computes attention in less memory and time, and rounds more: the same seed can give another
@@ -72,7 +75,7 @@ class LlamaRunner(Runner):
         slots: int = 16,
         context: int = 4096,
         kv_type: str = "f16",
-        batch: int = 512,
+        batch: int | None = None,
         parked: int | None = None,
         threads: int | None = None,
         gpu_layers: int = 0,
@@ -229,7 +232,7 @@ class LlamaRunner(Runner):
         """The mean of each text's last hidden states, of length 1: float32, ``(len(texts), dim)``.
 
         Raises:
-            PromptTooLong: a text has more tokens than `batch`.
+            PromptTooLong: a text has more than 512 tokens, or than `batch` if that is more.
             InvalidInput: a text is empty.
         """
         import numpy as np  # noqa: PLC0415 - an extra; see __init__

@@ -14,6 +14,8 @@ from runners.worker.engines.llama.native import KV_TYPES, Context, Model
 _MIB = 2**20
 #: What is held beside the KV cache, at least: the interpreter, the library, its buffers.
 _BESIDE = 96 * _MIB
+#: From 64 tokens on llama.cpp's flash attention for CPUs works in tiles, and rounds in another way.
+_CPU_BATCH, _GPU_BATCH = 63, 512
 #: llama.cpp's own limit.
 _MOST_SEQUENCES = 256
 #: Bytes of 32 elements; smaller ones are quantised.
@@ -27,7 +29,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         path: the GGUF file; of a split model the first part.
         slots: requests that generate at the same time.
         context: tokens that the KV cache holds, of all requests together.
-        batch: tokens of one step, at most.
+        batch: tokens of one step, at most; None: see `LlamaRunner`.
         piece: prompt tokens of one step while others generate.
         parked: ended sequences whose prompts stay for others, beside the slots.
         threads: of the computation; None: this process's cores.
@@ -44,7 +46,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: str
     slots: int = 16
     context: int = 4096
-    batch: int = 512
+    batch: int | None = None
     piece: int = 128
     parked: int | None = None
     threads: int | None = None
@@ -69,9 +71,16 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
     @property
+    def step(self) -> int:
+        """Tokens of one step, at most."""
+        if self.batch is not None:
+            return self.batch
+        return max(self.slots, _CPU_BATCH if self.gpu_layers == 0 else _GPU_BATCH)
+
+    @property
     def kept(self) -> int:
         """How many sequences may be parked."""
-        return max(1, self.slots // 2) if self.parked is None else self.parked
+        return max(1, self.slots // 4) if self.parked is None else self.parked
 
 
 def parse_options(options: dict[str, Any]) -> Options:
@@ -87,7 +96,7 @@ def parse_options(options: dict[str, Any]) -> Options:
     for name, value, least, most in (
         ("slots", parsed.slots, 1, _MOST_SEQUENCES),
         ("context", parsed.context, 16, 2**24),
-        ("batch", parsed.batch, 1, 2**16),
+        ("batch", parsed.step, 1, 2**16),
         ("piece", parsed.piece, 1, 2**16),
         ("parked", parsed.kept, 0, _MOST_SEQUENCES),
         ("gpu_layers", parsed.gpu_layers, -1, 10_000),
@@ -102,7 +111,7 @@ def parse_options(options: dict[str, Any]) -> Options:
         raise EngineError(
             "bad_option", f"context={parsed.context} is less than slots={parsed.slots}: each needs a token"
         )
-    if parsed.batch < parsed.slots:
+    if parsed.step < parsed.slots:
         raise EngineError("bad_option", f"batch={parsed.batch} is less than slots={parsed.slots}: each needs a token")
     return parsed
 
@@ -124,7 +133,7 @@ def load(options: Options, log: Log) -> tuple[Model, Context]:
         model,
         cells=options.context,
         sequences=options.sequences,
-        batch=min(options.batch, options.context),
+        batch=min(options.step, options.context),
         threads=options.used_threads,
         type_k=options.kv_type,
         type_v=options.kv_type,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from runners.worker.engines.llama.loading import Options
 
 _SEQUENCES = 16
+#: Tokens of one pass, at least: a text must fit into one.
+_LONGEST = 512
 _MOST_TEXTS = 10_000
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -45,7 +47,7 @@ class Pooled:
         self._log = log
         self._queue: deque[_Work] = deque()
         self._context: Context | None = None
-        self.longest = min(options.batch, options.context)
+        self.longest = max(_LONGEST, options.step)
 
     @property
     def waiting(self) -> bool:
@@ -68,7 +70,7 @@ class Pooled:
             if len(tokens) > self.longest:
                 raise EngineError(
                     "prompt_too_long",
-                    f"texts[{number}] is {len(tokens):,} tokens; at most {self.longest:,} (batch=) are embedded",
+                    f"texts[{number}] is {len(tokens):,} tokens; at most {self.longest:,} (or batch=) are embedded",
                     prompt=len(tokens),
                     wanted=len(tokens),
                     context=self.longest,

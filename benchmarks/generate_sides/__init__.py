@@ -1,0 +1,1 @@
+"""What `benchmarks.generate` compares, each with the same load."""
