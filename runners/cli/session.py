@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import queue
+import signal
 import sys
 import threading
 import time
@@ -34,7 +35,13 @@ class Session:
     def __init__(self, runner: LlamaRunner) -> None:
         self.runner = runner
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="runners", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="runners", daemon=True)
+
+    def _live(self) -> None:
+        # Ctrl-C is for the main thread. The kernel may hand it to any thread that does not block it, and then what the
+        # main thread waits in, `input()` say, is not interrupted until the next key.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        self._loop.run_forever()
 
     def __enter__(self) -> Self:
         self._thread.start()
