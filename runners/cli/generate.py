@@ -165,8 +165,8 @@ def _print(session: Session, prompt: str, options: argparse.Namespace) -> int:
     try:
         with closing(session.read(session.runner.stream_complete(prompt, **sampling(options)))) as pieces:
             for text in pieces:
+                last = text or last  # first, for Ctrl-C may come between any two lines
                 write(text)
-                last = text or last
     finally:
         if not last.endswith("\n"):
             write("\n")

@@ -583,10 +583,11 @@ class World:
         self.arrived: list[int] = []
         self.let_in: list[tuple[int, float, float, float]] = []
         self.held: dict[int, object] = {}
-        self.drained_until = 0.0
+        self.drains: list[tuple[float, float]] = []  # when each began, and until when it holds
 
     async def call(self, number, requests, tokens):
         came = self.clock.now()
+        begun = len(self.drains)
         try:
             reservation = await self.gate.acquire(requests=requests, tokens=tokens)
         except RateLimited as refused:
@@ -598,7 +599,10 @@ class World:
             assert refusal.retry_after > (0 if refusal.reason == "queue_full" else self.max_wait * 0.2 - 1)
             return
         assert reservation.taken - came == reservation.waited
-        assert reservation.taken >= self.drained_until or requests == tokens == 0
+        for number_of_drain, (at, until) in enumerate(self.drains):
+            # One that begins after the call was let in, in the same moment or later, does not concern it.
+            if (requests or tokens) and (number_of_drain < begun or at < reservation.taken):
+                assert reservation.taken >= until
         self.let_in.append((number, reservation.taken, requests, tokens))
         self.held[number] = reservation
 
@@ -618,7 +622,7 @@ class World:
             reservation.correct(requests=min(value, reservation.requests), tokens=min(value, reservation.tokens))
         elif kind == "drain":
             self.gate.drain(value / 2)
-            self.drained_until = max(self.drained_until, self.clock.now() + value / 2)
+            self.drains.append((self.clock.now(), self.clock.now() + value / 2))
 
     def check(self):
         times = [taken for _, taken, _, _ in sorted(self.let_in)]
