@@ -12,7 +12,8 @@ import msgspec
 
 from guardrails.core.errors import MissingExtra
 from guardrails.core.sizes import parse_size
-from runners.errors import ModelNotFound, RunnerClosed
+from runners.errors import InvalidInput, ModelNotFound, RunnerClosed
+from runners.protocol.frames import MAX_FRAME
 from runners.protocol.generation import Ask, Completion, Embed, Tokenize
 from runners.protocol.generation_check import check_messages
 from runners.runner import Runner
@@ -240,14 +241,14 @@ class LlamaRunner(Runner):
         texts = as_texts(texts)
         if not texts:
             return np.zeros((0, int(self.info["dim"])), np.float32)
-        body, payload = await self._ask_one(_encode(Embed(texts)), b"", timeout=timeout, redeliver=True)
+        body, payload = await self._ask_one(self._body(Embed(texts)), b"", timeout=timeout, redeliver=True)
         shape = msgspec.msgpack.decode(body, type=tuple[int, int])
         return np.frombuffer(payload, dtype=np.float32).reshape(shape).copy()
 
     async def tokenize(self, text: str, *, special: bool = False, timeout: float | None = None) -> list[int]:
         """The token ids of a text; with `special`, what looks like a special token is one."""
         ask = Tokenize(text=as_texts([text])[0], special=special)
-        body, _ = await self._ask_one(_encode(ask), b"", timeout=timeout, redeliver=True)
+        body, _ = await self._ask_one(self._body(ask), b"", timeout=timeout, redeliver=True)
         return msgspec.msgpack.decode(body, type=list[int])
 
     async def count(self, text: str | Sequence[Mapping[str, Any]], *, timeout: float | None = None) -> int:
@@ -258,17 +259,25 @@ class LlamaRunner(Runner):
             messages = [dict(message) for message in text]
             check_messages(messages)
             ask = Tokenize(messages=messages, count=True)
-        body, _ = await self._ask_one(_encode(ask), b"", timeout=timeout, redeliver=True)
+        body, _ = await self._ask_one(self._body(ask), b"", timeout=timeout, redeliver=True)
         return msgspec.msgpack.decode(body, type=int)
 
     # What they have in common
 
+    def _body(self, ask: Ask) -> bytes:
+        body = _encode(ask)
+        if len(body) > MAX_FRAME // 2:
+            raise InvalidInput(
+                f"{self.name}: the request is {len(body):,} bytes; at most {MAX_FRAME // 2:,} can be sent"
+            )
+        return body
+
     async def _whole(self, ask: Ask, timeout: float | None) -> Completion:
-        body, _ = await self._ask_one(_encode(ask), b"", timeout=timeout, redeliver=True, affinity=beginning(ask))
+        body, _ = await self._ask_one(self._body(ask), b"", timeout=timeout, redeliver=True, affinity=beginning(ask))
         return _completion(body)
 
     def _pieces(self, ask: Ask, timeout: float | None) -> TextPieces:
-        body, affinity = _encode(ask), beginning(ask)
+        body, affinity = self._body(ask), beginning(ask)
         return TextPieces(
             lambda: self._ask_stream(body, b"", window=_WINDOW, timeout=timeout, redeliver=True, affinity=affinity)
         )

@@ -43,6 +43,11 @@ class SamplingOptions(TypedDict, total=False):
 
 
 def complete(prompt: str | Sequence[int], options: SamplingOptions, *, streams: bool = False) -> Complete:
+    """Go on with `prompt`.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be; InvalidInput: the prompt is no text.
+    """
     if isinstance(prompt, str):
         return Complete(as_texts([prompt])[0], as_sampling(options, streams=streams))
     tokens = list(prompt)
@@ -63,6 +68,11 @@ def chat(
     *,
     streams: bool = False,
 ) -> Chat:
+    """Answer `messages`.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be; the message names it.
+    """
     if isinstance(messages, str | Mapping):
         raise TypeError("messages takes a sequence of dicts: [{'role': 'user', 'content': '...'}]")
     given = [dict(message) for message in messages]
@@ -75,6 +85,7 @@ def chat(
 
 
 def as_sampling(options: SamplingOptions, *, streams: bool) -> Sampling:
+    """The options, checked. Raises ValueError, with the name of the one that is wrong."""
     stop = options.get("stop", ())
     known: dict[str, Any] = dict(options)  # what is of no use is refused by `check`, by name
     if isinstance(stop, str):
@@ -91,6 +102,7 @@ def as_sampling(options: SamplingOptions, *, streams: bool) -> Sampling:
 
 
 def as_texts(texts: Sequence[str]) -> list[str]:
+    """A list of texts that can be encoded. Raises InvalidInput."""
     if isinstance(texts, str):
         raise InvalidInput("texts takes a list of str, not one str")
     for text in texts:

@@ -169,6 +169,9 @@ async def test_misuse_is_refused_by_name(tiny):
             await runner.complete("z" * 600, max_tokens=10)
         assert (long.value.prompt, long.value.wanted, long.value.context) == (601, 611, 512)
         assert "zzz" not in str(long.value)
+        with pytest.raises(InvalidInput, match="at most 134,217,728 can be sent"):
+            await runner.complete("z" * 134_217_729, max_tokens=10)
+        assert runner.stats().workers[0].in_flight == 0
         assert (await runner.complete("abc", max_tokens=3)).prompt_tokens
 
 

@@ -70,7 +70,6 @@ class LlamaEngine(StepEngine):
         """Map the model, make the KV cache, compute a token."""
         options = self._options
         log = Log()
-        self._log = log
         model, context = load(options, log)
         self._model, self._context = model, context
         self._prompts = Prompts(model, options.template)

@@ -70,7 +70,6 @@ class Model:
         self.n_embd = int(lib.llama_model_n_embd_out(self._pointer))
         self.n_layer = int(lib.llama_model_n_layer(self._pointer))
         self.trained_context = int(lib.llama_model_n_ctx_train(self._pointer))
-        self.window = int(lib.llama_model_n_swa(self._pointer))
         self.bytes = int(lib.llama_model_size(self._pointer))
         self.recurrent = bool(lib.llama_model_is_recurrent(self._pointer) or lib.llama_model_is_hybrid(self._pointer))
         self._pieces: dict[int, bytes] = {}

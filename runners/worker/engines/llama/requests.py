@@ -5,7 +5,6 @@ Nothing here calls the library.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -118,7 +117,6 @@ class Request:
         self.running: list[Generation] = []
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
-        self.began = time.monotonic()
 
     @property
     def streams(self) -> bool:

@@ -1,7 +1,7 @@
 """A sampler chain for each sequence: from logits to a token.
 
 The order is llama.cpp's: biases, penalties, top-k, top-p, min-p, temperature, chance. Greedy without biases and
-penalties needs no chain: the largest logit is found in numpy, for all such rows of a batch at once.
+penalties needs no chain: the largest logit is found in numpy.
 
 A grammar looks at every token of the vocabulary, which takes milliseconds. So a token is chosen without it first, and
 only if the grammar refuses that one it is applied to all of them and chosen again.
