@@ -51,8 +51,11 @@ class LlamaRunner(Runner):
         batch: tokens of one step of the model, at most. By default 63 on a CPU, where more are not faster, and
             llama.cpp's attention works row by row, so that a text depends less on what else is in the batch; 512 with
             a GPU.
-        parked: prompts of ended requests that stay for others; by default a quarter as many as slots. What they hold
-            makes each step a little slower.
+        parked: ended requests whose prompts and answers stay in the KV cache for others at first; by default a quarter
+            as many as slots.
+        prefix_memory: bytes, or a size such as ``"256MiB"``, that they may take outside of it afterwards, where they
+            slow nobody down. By default half of what the cache takes, or less where `memory` leaves less; it is taken
+            as it is needed.
         threads: of one worker; by default all cores, or its share of them where there are several workers.
         gpu_layers: layers that a GPU computes, with a llama-cpp-python built for one; -1: all.
         flash_attention: computes attention in less memory and time, and rounds more: the same seed can give another
@@ -78,6 +81,7 @@ class LlamaRunner(Runner):
         kv_type: str = "f16",
         batch: int | None = None,
         parked: int | None = None,
+        prefix_memory: str | float | None = None,
         threads: int | None = None,
         gpu_layers: int = 0,
         flash_attention: bool = True,
@@ -114,6 +118,7 @@ class LlamaRunner(Runner):
                 "context": context,
                 "batch": batch,
                 "parked": parked,
+                "prefix_memory": None if prefix_memory is None else parse_size(prefix_memory, "prefix_memory"),
                 "threads": resources.threads,
                 "gpu_layers": gpu_layers,
                 "kv_type": kv_type,

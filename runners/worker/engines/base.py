@@ -29,8 +29,9 @@ class EngineError(Exception):
         self.numbers = numbers
 
     def info(self) -> ErrorInfo:
-        """As it crosses to the parent."""
-        return ErrorInfo(kind=self.kind, message=_clean(str(self)), numbers=self.numbers)
+        """As it crosses to the parent, with the traceback of what it came from."""
+        trace = "" if self.__cause__ is None else "".join(traceback.format_exception(self.__cause__))
+        return ErrorInfo(kind=self.kind, message=_clean(str(self)), traceback=_clean(trace), numbers=self.numbers)
 
 
 class Job:

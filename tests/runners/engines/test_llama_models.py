@@ -123,6 +123,10 @@ async def test_sliding_window_attention(gemma):
         assert alone.text.strip()
         shared = await asyncio.gather(*(runner.chat(chat, **options) for chat in chats))
         assert all(answer.cached_tokens > 60 for answer in shared)
+        await runner.complete("Once upon a time, in a land far away", temperature=0, max_tokens=80)
+        back = await runner.chat(chats[0], **options)  # from outside the cache, where it went meanwhile
+        assert back.cached_tokens == back.prompt_tokens - 1
+        assert back.text == shared[0].text
         prompts = [await runner.tokenize("<bos>" + text, special=True) for text in map(gemma_text, chats)]
     raw = llama_cpp.Llama(str(gemma), n_ctx=1024, n_batch=512, logits_all=True, verbose=False, n_threads=2)
     try:

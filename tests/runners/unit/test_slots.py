@@ -8,7 +8,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from runners.worker.engines.llama.slots import Copy, EmptyPrompt, Piece, PromptTooLong, Remove, Slots, Truncate
+from runners.worker.engines.llama.slots import (
+    Copy,
+    Discard,
+    EmptyPrompt,
+    Keep,
+    Load,
+    Piece,
+    PromptTooLong,
+    Remove,
+    Slots,
+    Truncate,
+)
 
 
 class Cache:
@@ -16,7 +27,9 @@ class Cache:
 
     def __init__(self, ids):
         self.seqs = {seq: [] for seq in range(ids)}
+        self.stored = {}
         self.computed = 0
+        self.most = 0  # cells in use at once
 
     def do(self, commands):
         for command in commands:
@@ -30,6 +43,19 @@ class Cache:
                 case Truncate(seq, length):
                     assert length < len(self.seqs[seq])
                     del self.seqs[seq][length:]
+                case Keep(seq, key, start, end):
+                    assert key not in self.stored
+                    assert 0 <= start < end <= len(self.seqs[seq])
+                    self.stored[key] = start, self.tokens(seq)[start:end]
+                case Load(seq, parts):
+                    assert not self.seqs[seq]
+                    for key, start, end in parts:
+                        begin, tokens = self.stored[key]
+                        assert begin == start == len(self.seqs[seq]) < end <= begin + len(tokens)
+                        self.most = max(self.most, self.used + len(tokens))
+                        self.seqs[seq] += [[start + i, token] for i, token in enumerate(tokens[: end - start])]
+                case Discard(key):
+                    del self.stored[key]
                 case _:
                     raise AssertionError(command)
 
@@ -79,16 +105,32 @@ class Machine(RuleBasedStateMachine):
         piece=st.integers(1, 8),
         shortest=st.integers(1, 5),
         share=st.sampled_from([True, True, True, False]),
+        stored=st.sampled_from([0, 20, 60, 200]),
+        rent=st.integers(0, 20),
     )
-    def start(self, slots, parked, cells, batch, piece, shortest, share):
+    def start(self, slots, parked, cells, batch, piece, shortest, share, stored, rent):
+        self.stored = stored
         self.most, self.ids, self.cells, self.batch, self.piece = slots, slots + parked, cells, slots + batch, piece
         self.slots = Slots(
-            slots=slots, cells=cells, batch=self.batch, piece=piece, parked=parked, share=share, shortest=shortest
+            slots=slots,
+            cells=cells,
+            batch=self.batch,
+            piece=piece,
+            parked=parked,
+            share=share,
+            shortest=shortest,
+            stored=stored,
+            rent=rent,
         )
         self.cache = Cache(self.ids)
         self.jobs = {}  # all that have not ended
         self.line = []  # those that wait, in order
         self.number = 0
+        self.broken = False
+
+    @rule(broken=st.booleans())
+    def store_breaks(self, broken):
+        self.broken = broken
 
     @property
     def live(self):
@@ -121,7 +163,15 @@ class Machine(RuleBasedStateMachine):
         self.step(99, 99, 0)
 
     def admit(self):
-        self.cache.do(self.slots.admit())
+        while commands := self.slots.admit():
+            assert not any(isinstance(command, Load) for command in commands[:-1])
+            if isinstance(commands[-1], Load) and self.broken:
+                self.cache.do(commands[:-1])
+                self.cache.do(self.slots.not_loaded(commands[-1].seq))
+                assert not self.cache.stored
+            else:
+                self.cache.do(commands)
+            assert self.cache.most <= self.cells, "no room for what is loaded"
         admitted = list(self.slots._live)
         came = [job for job in self.line if job in admitted]
         assert came == self.line[: len(came)], "overtaken"
@@ -235,6 +285,14 @@ class Machine(RuleBasedStateMachine):
         (self.slots.block if self.jobs[job].blocked else self.slots.unblock)(job)
 
     @rule()
+    def tidy(self):
+        parked = self.slots.parked
+        commands = self.slots.tidy()
+        self.cache.do(commands)
+        assert self.slots.parked == parked - bool(commands)
+        assert not commands or (parked > 1 and not self.live)
+
+    @rule()
     def evict(self):
         self.cache.do(self.slots.evict())
 
@@ -244,6 +302,10 @@ class Machine(RuleBasedStateMachine):
             return
         slots, cache = self.slots, self.cache
         assert slots.used == cache.used
+        assert slots.stored == sum(len(tokens) for _, tokens in cache.stored.values()) <= self.stored
+        for job in slots._live.values():  # what was loaded, too, is what it says
+            held = cache.tokens(job.seq)
+            assert held == list(job.tokens[: len(held)])
         assert slots.used <= slots.planned <= self.cells
         assert (slots.live, slots.waiting) == (len(self.live), len(self.line))
         seqs = {job.seq for job in slots._live.values()}
@@ -297,7 +359,8 @@ class Engine:
         self.left[job] = max_tokens
 
     def step(self):
-        self.do(self.slots.admit())
+        while commands := self.slots.admit():
+            self.do(commands)
         pieces = self.slots.plan()
         for piece in pieces:
             self.cache.decode(piece)
@@ -603,7 +666,7 @@ def test_prompts_that_cannot_fit_are_refused_with_both_numbers():
     assert slots.waiting == 1
 
 
-@pytest.mark.parametrize("wrong", ["slots", "cells", "piece", "shortest", "batch", "parked"])
+@pytest.mark.parametrize("wrong", ["slots", "cells", "piece", "shortest", "batch", "parked", "stored", "rent"])
 def test_wrong_sizes_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=wrong):
         Slots(**{"slots": 2, "cells": 10, "batch": 10} | {wrong: -1})
@@ -653,3 +716,75 @@ def test_the_scheduler_imports_fast_and_without_the_library():
         "sys.exit(' '.join({'llama_cpp', 'numpy', 'asyncio', 'jinja2'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ------------------------------------------------------------------------------------------- outside the cache
+
+
+def test_what_stays_parked_while_others_compute_is_moved_out():
+    engine = Engine(stored=1000, rent=20)
+    engine.submit(0, COMMON[:50])
+    engine.steps()
+    engine.submit(1, range(17), 10)
+    engine.step()
+    assert engine.commands == []
+    while not engine.commands:
+        engine.step()
+    assert engine.commands == [Keep(0, 0, 0, 53), Remove(0)]
+    assert engine.cache.computed == 53 + 17 + 3  # 20 of them since it ended
+    engine.steps()
+    engine.commands.clear()
+    engine.submit(2, [*COMMON[:50], 7, 7, 7, 1, 2])
+    assert lengths(engine.step()) == [(2, 53, 2)]
+    assert [type(command) for command in engine.commands] == [Load]
+
+
+def test_only_what_is_new_is_moved_out():
+    engine = Engine(stored=1000, rent=1)
+    for job, turn in enumerate([COMMON[:50], [*COMMON[:50], *range(30)], [*COMMON[:50], *range(60, 100)]]):
+        engine.submit(job, turn, 1)
+        engine.steps()
+    engine.submit(3, range(500, 540), 1)
+    engine.steps()
+    assert engine.slots.stored == 50 + 30 + 40
+
+
+def test_nothing_is_moved_out_in_vain():
+    engine = Engine(stored=40, rent=1)
+    engine.submit(0, COMMON[:50])
+    engine.steps()
+    engine.submit(1, range(100, 130))
+    engine.steps()
+    assert engine.slots.parked == 2
+    assert engine.do(engine.slots.tidy()) is None
+    assert engine.slots.parked == 2
+
+
+def test_when_nobody_is_live_all_but_the_last_is_moved_out():
+    engine = Engine(stored=1000)
+    for job in range(4):
+        engine.submit(job, range(100 * job, 100 * job + 15), 4)
+    engine.steps()
+    assert engine.slots.parked == 4
+    while commands := engine.slots.tidy():
+        engine.do(commands)
+    assert engine.slots.parked == 1
+    assert engine.slots.stored == 3 * 18
+    engine.submit(9, range(1000, 1020), 3)
+    engine.step()
+    assert engine.slots.tidy() == []
+
+
+def test_a_prompt_is_loaded_only_where_all_that_comes_with_it_fits():
+    engine = Engine(cells=200, stored=1000, rent=1, slots=2)
+    engine.submit(0, range(150), 1)
+    engine.steps()
+    engine.submit(1, range(1000, 1020), 1)
+    engine.steps()
+    assert engine.slots.stored >= 150
+    engine.submit(2, range(2000, 2040), 80)
+    engine.step()
+    engine.commands.clear()
+    engine.submit(3, [*range(60), 5], 2)  # the entry has 150 cells, and only 80 are free
+    assert (3, 0) in [(job, start) for job, start, _ in lengths(engine.step())]
+    assert not any(isinstance(command, Load) for command in engine.commands)

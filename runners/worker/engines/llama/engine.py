@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Sequence
+from mmap import mmap
 from typing import Any
 
 import msgspec
@@ -26,14 +27,25 @@ import numpy as np
 from runners.protocol.generation import Ask, Chat, Complete, Embed, Sampling, Tokenize
 from runners.protocol.messages import ErrorInfo
 from runners.worker.engines.base import CANCELLED, EngineError, Job, Replies, Running, StepEngine
-from runners.worker.engines.llama.loading import Options, load, parse_options
+from runners.worker.engines.llama.loading import Options, load, parse_options, stored_tokens
 from runners.worker.engines.llama.logs import Log
 from runners.worker.engines.llama.native import Context, DecodeFailed, Model
 from runners.worker.engines.llama.pooled import Pooled
 from runners.worker.engines.llama.prompts import Prompts
 from runners.worker.engines.llama.requests import Generation, Request
 from runners.worker.engines.llama.sampler import Sampler, logprob
-from runners.worker.engines.llama.slots import Command, Copy, Piece, PromptTooLong, Remove, Slots, Truncate
+from runners.worker.engines.llama.slots import (
+    Command,
+    Copy,
+    Discard,
+    Keep,
+    Load,
+    Piece,
+    PromptTooLong,
+    Remove,
+    Slots,
+    Truncate,
+)
 
 _decode_ask = msgspec.msgpack.Decoder(Ask).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -60,6 +72,7 @@ class LlamaEngine(StepEngine):
         self._sending: list[Request] = []  # whose readers have taken something
         self._generations: dict[int, Generation] = {}
         self._numbers = itertools.count(1)
+        self._saved: dict[int, mmap] = {}  # by the keys of the store
         self._model: Model
         self._context: Context
         self._slots: Slots
@@ -74,6 +87,7 @@ class LlamaEngine(StepEngine):
         self._model, self._context = model, context
         self._prompts = Prompts(model, options.template)
         self._pooled = Pooled(model, options, log)
+        stored = stored_tokens(options, model)
         self._slots = Slots(
             slots=options.slots,
             cells=context.cells,
@@ -81,6 +95,7 @@ class LlamaEngine(StepEngine):
             piece=min(options.piece, context.batch),
             parked=options.sequences - options.slots,
             share=not model.recurrent,
+            stored=stored,
         )
         context.decode([(0, 0, [max(0, model.begin_token)], True)])
         if not np.isfinite(context.logits(1)).any():
@@ -98,6 +113,7 @@ class LlamaEngine(StepEngine):
             "vocabulary": model.n_vocab,
             "kv_bytes": model.kv_bytes(context.cells, options.kv_type, options.kv_type),
             "kv_bytes_reported": context.reported_kv_bytes,
+            "prefix_tokens": stored,
             "weights": model.bytes,
             "chat_template": self._prompts.has_template,
         }
@@ -149,10 +165,13 @@ class LlamaEngine(StepEngine):
                 self._pooled.step(replies)
             finally:
                 running.end()
-        self._run(self._slots.admit())
+        while commands := self._slots.admit():
+            self._run(commands)
         pieces = self._slots.plan()
         if not pieces:
-            return worked
+            commands = self._slots.tidy()
+            self._run(commands)
+            return worked or bool(commands)
         running.begin(list({self._generations[piece.job].request.job.id: None for piece in pieces}))
         try:
             self._compute(pieces, replies)
@@ -228,6 +247,19 @@ class LlamaEngine(StepEngine):
                 self._context.remove(command.seq)
             elif isinstance(command, Truncate):
                 self._context.truncate(command.seq, command.length)
+            elif isinstance(command, Keep):
+                saved = self._context.save(command.seq, command.start, command.end)
+                if saved is not None:
+                    self._saved[command.key] = saved
+            elif isinstance(command, Load):
+                self._load_prefix(command)
+            elif isinstance(command, Discard):
+                self._saved.pop(command.key, None)
+
+    def _load_prefix(self, command: Load) -> None:
+        parts = [(self._saved.get(part.key), part.start, part.end) for part in command.parts]
+        if not self._context.restore(command.seq, parts):
+            self._run(self._slots.not_loaded(command.seq))
 
     def _compute(self, pieces: Sequence[Piece], replies: Replies) -> None:
         try:
@@ -248,8 +280,16 @@ class LlamaEngine(StepEngine):
             self._compute(pieces, replies)
             return
         if failure.code != _NO_PLACE:
-            for piece in pieces:  # a part may have been computed
-                self._context.truncate(piece.seq, piece.start)
+            # A part may have been computed. A memory that cannot take it back (a recurrent one) has lost that sequence.
+            lost = [piece for piece in pieces if not self._context.truncate(piece.seq, piece.start)]
+            for piece in lost:
+                self._fail(piece, failure, replies)
+            pieces = [piece for piece in pieces if piece.job in self._generations]
+            if not pieces:
+                return
+            if lost:
+                self._compute(pieces, replies)
+                return
         if len(pieces) > 1:
             middle = len(pieces) // 2 if failure.code == _NO_PLACE else 1
             for part in (pieces[:middle], pieces[middle:]):
@@ -260,7 +300,12 @@ class LlamaEngine(StepEngine):
         if failure.code == _NO_PLACE and (commands := self._slots.evict()):
             self._run(commands)  # it is planned again in the next step
             return
-        generation = self._generations[pieces[0].job]
+        self._fail(pieces[0], failure, replies)
+
+    def _fail(self, piece: Piece, failure: DecodeFailed, replies: Replies) -> None:
+        generation = self._generations.get(piece.job)
+        if generation is None:  # with another answer of its request
+            return
         error = EngineError("decode", f"the library could not compute this request (llama_decode: {failure.code})")
         self._drop(generation.request, keep=False)
         replies.failed(generation.request.job, error.info())

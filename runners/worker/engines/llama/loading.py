@@ -14,10 +14,12 @@ from runners.worker.engines.llama.native import KV_TYPES, Context, Model
 _MIB = 2**20
 #: What is held beside the KV cache, at least: the interpreter, the library, its buffers.
 _BESIDE = 96 * _MIB
+#: What the library writes for a cell beside its keys and values: its position and its sequence.
+_PER_CELL = 32
 #: From 64 tokens on llama.cpp's flash attention for CPUs works in tiles, and rounds in another way.
 _CPU_BATCH, _GPU_BATCH = 63, 512
-#: llama.cpp's own limit.
-_MOST_SEQUENCES = 256
+#: Of ids.
+_MOST_SEQUENCES = 255  # its limit is 256, and one is ours
 #: Bytes of 32 elements; smaller ones are quantised.
 _HALVES = 64
 
@@ -32,6 +34,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         batch: tokens of one step, at most; None: see `LlamaRunner`.
         piece: prompt tokens of one step while others generate.
         parked: ended sequences whose prompts stay for others, beside the slots.
+        prefix_memory: bytes that ended sequences may take outside the KV cache; None: half of what the cache takes.
         threads: of the computation; None: this process's cores.
         gpu_layers: layers that a GPU computes; -1 is all.
         kv_type: type of the KV cache's cells.
@@ -49,6 +52,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch: int | None = None
     piece: int = 128
     parked: int | None = None
+    prefix_memory: int | None = None
     threads: int | None = None
     gpu_layers: int = 0
     kv_type: str = "f16"
@@ -99,6 +103,7 @@ def parse_options(options: dict[str, Any]) -> Options:
         ("batch", parsed.step, 1, 2**16),
         ("piece", parsed.piece, 1, 2**16),
         ("parked", parsed.kept, 0, _MOST_SEQUENCES),
+        ("prefix_memory", parsed.prefix_memory or 0, 0, 2**50),
         ("gpu_layers", parsed.gpu_layers, -1, 10_000),
     ):
         if not least <= value <= most:
@@ -149,14 +154,30 @@ def check_budget(options: Options, model: Model) -> None:
     if options.memory is None:
         return
     kv = model.kv_bytes(options.context, options.kv_type, options.kv_type)
-    needed = kv + _BESIDE
+    needed = kv + (options.prefix_memory or 0) + _BESIDE
     if needed > options.memory:
         cell = max(1, kv // options.context)
-        fits = max(0, options.memory - _BESIDE) // cell
+        kept = options.prefix_memory or 0
+        fits = max(0, options.memory - _BESIDE - kept) // cell
+        beside = f", and prefix_memory={kept // _MIB:,}MiB" if kept else ""
         raise EngineError(
             "budget_too_small",
             f"memory={options.memory // _MIB}MiB cannot hold a KV cache of context={options.context:,} tokens in "
-            f"{options.kv_type}, which is {kv // _MIB:,} MiB: it needs memory={-(-needed // _MIB)}MiB or more, or "
-            f"context={fits} or less" + ("" if options.kv_type != "f16" else ", or kv_type='q8_0', which halves it"),
+            f"{options.kv_type}, which is {kv // _MIB:,} MiB{beside}: it needs "
+            f"memory={-(-needed // _MIB)}MiB or more, or context={fits} or less"
+            + ("" if options.kv_type != "f16" else ", or kv_type='q8_0', which halves it"),
             needed=needed,
         )
+
+
+def stored_tokens(options: Options, model: Model) -> int:
+    """Tokens of ended sequences that may be kept outside the KV cache."""
+    kv = model.kv_bytes(options.context, options.kv_type, options.kv_type)
+    if kv == 0:
+        return 0
+    kept = options.prefix_memory
+    if kept is None:
+        kept = kv // 2
+        if options.memory is not None:  # a default must not be what makes a budget too small
+            kept = min(kept, max(0, options.memory - kv - _BESIDE) // 2)
+    return kept // (kv // options.context + _PER_CELL)

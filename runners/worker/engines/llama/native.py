@@ -10,6 +10,7 @@ checks what it is given before the library sees it.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -171,6 +172,11 @@ class Model:
             self._pieces[token if not special else -token - 1] = known
         return known
 
+    def controls(self) -> list[str]:
+        """The texts of all control tokens: such as ``<|im_end|>``, that no text of a caller's should become."""
+        control = lib.llama_vocab_is_control
+        return [self.text(token) for token in range(self.n_vocab) if control(self.vocab, token)]
+
     def text(self, token: int) -> str:
         """A special token as text, for templates; empty for none."""
         return "" if token < 0 else self.piece(token, special=True).decode("utf-8", "replace")
@@ -218,7 +224,7 @@ class Context:
         params = lib.llama_context_default_params()
         params.n_ctx = cells
         params.n_batch = params.n_ubatch = batch
-        params.n_seq_max = sequences
+        params.n_seq_max = sequences + (not pooled)  # and one to save and restore by
         params.n_threads = params.n_threads_batch = threads
         params.type_k, params.type_v = KV_TYPES[type_k][0], KV_TYPES[type_v][0]
         params.flash_attn_type = 1 if flash_attention else 0
@@ -346,6 +352,43 @@ class Context:
     def remove(self, seq: int) -> None:
         """`seq` has no cells any more. All of a sequence can always be removed."""
         lib.llama_memory_seq_rm(self._memory, seq, -1, -1)
+
+    # Sequences in plain memory. One sequence id is this class's own: the last.
+
+    def save(self, seq: int, start: int, end: int) -> mmap.mmap | None:
+        """The cells of `seq` from position `start` to before `end`, as the library writes them; None if it cannot.
+
+        In a mapping of its own, which is given back to the system as soon as nobody refers to it.
+        """
+        own = self.sequences
+        lib.llama_memory_seq_cp(self._memory, seq, own, start, end)
+        try:
+            size = int(lib.llama_state_seq_get_size(self._pointer, own))
+            if size < 1:
+                return None
+            saved = mmap.mmap(-1, size)
+            at = (ctypes.c_uint8 * size).from_buffer(saved)
+            written = int(lib.llama_state_seq_get_data(self._pointer, at, size, own))
+            del at  # a mapping that somebody points to cannot be closed
+        finally:
+            self.remove(own)
+        return saved if written == size else None
+
+    def restore(self, seq: int, parts: Sequence[tuple[mmap.mmap | None, int, int]]) -> bool:
+        """Give `seq`, which has no cells, those of each ``(saved, start, end)``; whether all could be had."""
+        own = self.sequences
+        for saved, start, end in parts:
+            if saved is None:
+                return False
+            at = (ctypes.c_uint8 * len(saved)).from_buffer(saved)
+            read = int(lib.llama_state_seq_set_data(self._pointer, at, len(saved), own))
+            del at
+            if read:
+                lib.llama_memory_seq_cp(self._memory, own, seq, start, end)
+            self.remove(own)
+            if not read:
+                return False
+        return self.last_position(seq) == parts[-1][2] - 1
 
     def last_position(self, seq: int) -> int:
         """Of the last cell that `seq` has; -1 if it has none."""

@@ -9,6 +9,7 @@ from runners.protocol.generation import Chat, Complete, Sampling, Tokenize
 from runners.protocol.generation_check import check, tool_names
 from runners.worker.engines.base import EngineError
 from runners.worker.engines.llama.grammar import to_gbnf
+from runners.worker.engines.llama.literal import Literal, pieces
 from runners.worker.engines.llama.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Prompts:
     def __init__(self, model: Model, template: str | None) -> None:
         self._model = model
         self._bos, self._eos = model.text(model.begin_token), model.text(model.end_token)
+        self._literal = Literal(model.controls())
         self._others: OrderedDict[str, ChatTemplate] = OrderedDict()
         self._own: ChatTemplate | EngineError
         try:
@@ -93,9 +95,12 @@ class Prompts:
         template: str | None = None,
         options: dict[str, Any] | None = None,
     ) -> list[int]:
-        text = self._template(template).render(messages, tools, options)
+        text = self._template(template).render(self._literal.cut(messages), tools, options)
         begins = bool(self._bos) and text.startswith(self._bos)
-        tokens = self._model.tokenize(text, special=True, begin=self._model.adds_begin and not begins)
+        first, *others = pieces(text)
+        tokens = self._model.tokenize(first, special=True, begin=self._model.adds_begin and not begins)
+        for other in others:
+            tokens += self._model.tokenize(other, special=True, begin=False)
         if not tokens:
             raise EngineError("input", "messages: the chat template makes an empty prompt of them")
         return tokens

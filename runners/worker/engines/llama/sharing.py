@@ -11,6 +11,8 @@ computed it, or *will* have: then it follows, which is to wait for its source in
 The ledger counts the shared part once. When a leader goes, the ledger makes the follower that shares most the leader
 of the others; each first gets what the old leader had computed. So whoever shares a cell in the plan shares it in
 truth, and the cells in use never exceed those planned. Sources form a forest, so no two can wait for each other.
+
+What stays parked while others compute slows them down, and is moved to the store (`store`), outside the cache.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import NamedTuple
 
 from runners.worker.engines.llama.ledger import Ledger
 from runners.worker.engines.llama.prefix import RadixTree
+from runners.worker.engines.llama.store import Found, Part, PrefixStore
 
 
 class Copy(NamedTuple):
@@ -44,8 +47,30 @@ class Truncate(NamedTuple):
     length: int
 
 
-#: What the engine must do to the KV cache, in the order given, before the next batch.
-Command = Copy | Remove | Truncate
+class Keep(NamedTuple):
+    """Store the cells of `seq` from position `start` to before `end`, under a new `key`."""
+
+    seq: int
+    key: int
+    start: int
+    end: int
+
+
+class Load(NamedTuple):
+    """Give `seq`, which has none, cells with what these parts of the store hold. If that fails: `Slots.not_loaded`."""
+
+    seq: int
+    parts: tuple[Part, ...]
+
+
+class Discard(NamedTuple):
+    """Free what the store holds under `key`."""
+
+    key: int
+
+
+#: What the engine must do to the KV cache and the store, in the order given, before the next batch.
+Command = Copy | Remove | Truncate | Keep | Load | Discard
 
 
 class _Match(NamedTuple):
@@ -64,9 +89,13 @@ class Sequences:
         cells: of the KV cache.
         share: False: nothing is parked, nobody takes anything from another.
         shortest: tokens; a match is used if it is at least so long, and waited for if waiting gains at least as many.
+        stored: tokens that may be kept outside the cache.
+        rent: tokens that others compute while a sequence is parked, before it is moved there. At some 64, passing over
+            its cells has cost about as much as copying them out and back, whatever the model: so this rule never costs
+            more than twice what knowing the future would (the ski rental problem).
     """
 
-    def __init__(self, *, ids: int, cells: int, share: bool, shortest: int) -> None:
+    def __init__(self, *, ids: int, cells: int, share: bool, shortest: int, stored: int, rent: int) -> None:
         self._cells = cells
         self._share = share
         self._shortest = shortest
@@ -74,7 +103,11 @@ class Sequences:
         self._tree = RadixTree()
         self._free = list(range(ids - 1, -1, -1))
         self._live: dict[int, int] = {}  # to the length of the prompt
-        self._parked: dict[int, None] = {}  # least recently used first
+        self._parked: dict[int, array[int]] = {}  # least recently used first, to what it has computed
+        self._store = PrefixStore(stored, shortest=shortest)
+        self._rent = rent
+        self._clock = 0  # tokens computed, of all
+        self._since = [0] * ids  # on this clock, when a parked one was used last
         self._followers: set[int] = set()  # live ones that wait for their source
         self._computed = [0] * ids
 
@@ -109,6 +142,11 @@ class Sequences:
         """Distinct cells in use, or promised to live sequences."""
         return self._plan.used
 
+    @property
+    def stored(self) -> int:
+        """Tokens that are kept outside the cache."""
+        return self._store.used
+
     def place(self, tokens: array[int], total: int) -> tuple[int, list[Command]] | None:
         """A sequence for a newcomer with this prompt, that may come to have `total` tokens.
 
@@ -117,6 +155,11 @@ class Sequences:
         """
         match = self._match(tokens)
         kept = [(seq, self._plan.length(seq)) for seq in self._live]
+        found = self._store.find(tokens, len(tokens) - 1)
+        if found is not None and found.length >= match.length + self._shortest:
+            room = max(total, found.room)
+            if self._plan.distinct(kept) + room <= self._cells:
+                return self._place_stored(tokens, total, found, room)
         if match.source is not None:
             kept.append((match.source, match.length))
         if self._plan.distinct(kept) + total - match.length > self._cells:
@@ -144,6 +187,25 @@ class Sequences:
             commands += self.evict()
         return seq, commands
 
+    def _place_stored(self, tokens: array[int], total: int, found: Found, room: int) -> tuple[int, list[Command]]:
+        """As `place`, for one whose longest match is in the store."""
+        self._store.touch(found)
+        commands: list[Command] = []
+        spare = [part.key for part in found.parts]
+        while self._parked and (not self._free or self._plan.used + room > self._cells):
+            commands += self.evict(spare)
+        seq = self._free.pop()
+        self._plan.grow(seq, total)
+        self._live[seq] = len(tokens)
+        self._computed[seq] = found.length
+        self._tree.insert(tokens, seq)
+        return seq, [*commands, Load(seq, found.parts)]
+
+    def not_loaded(self, seq: int) -> list[Command]:
+        """The store could not give a sequence what it should have: it computes all of its prompt instead."""
+        self._computed[seq] = 0
+        return [Remove(seq), *(Discard(key) for key in self._store.clear())]
+
     def _take_over(self, seq: int, length: int) -> list[Command]:
         """A parked sequence goes on as another's."""
         del self._parked[seq]
@@ -157,8 +219,8 @@ class Sequences:
         """If it is parked, it is now the most recently used one."""
         if seq not in self._parked:
             return False
-        del self._parked[seq]
-        self._parked[seq] = None
+        self._parked[seq] = self._parked.pop(seq)
+        self._since[seq] = self._clock
         return True
 
     def _match(self, tokens: array[int]) -> _Match:
@@ -185,6 +247,7 @@ class Sequences:
     def advance(self, seq: int, count: int) -> None:
         """`count` more tokens of a live sequence have been computed."""
         self._computed[seq] += count
+        self._clock += count
 
     def follow(self) -> list[Command]:
         """Give each follower its match whose source has got that far. Due whenever a source has got further or gone."""
@@ -207,7 +270,7 @@ class Sequences:
         self._computed[seq] = length
         return [*commands, Copy(source, seq, length)]
 
-    def park(self, seq: int, tokens: Sequence[int]) -> list[Command]:
+    def park(self, seq: int, tokens: array[int]) -> list[Command]:
         """A live sequence ends; what it has computed, `tokens`, is kept, unless another one has it all as well."""
         length = len(tokens)
         if not self._share or length < self._shortest:
@@ -222,7 +285,8 @@ class Sequences:
         self._plan.truncate(seq, length)
         del self._live[seq]
         self._followers.discard(seq)
-        self._parked[seq] = None
+        self._parked[seq] = tokens
+        self._since[seq] = self._clock
         return self.follow()
 
     def remove(self, seq: int) -> list[Command]:
@@ -241,6 +305,27 @@ class Sequences:
         self._free.append(seq)
         return [*commands, Remove(seq), *self.follow()]
 
-    def evict(self) -> list[Command]:
-        """Remove the least recently used parked sequence; nothing if there is none."""
-        return self.remove(next(iter(self._parked))) if self._parked else []
+    def evict(self, spare: Sequence[int] = ()) -> list[Command]:
+        """Move the least recently used parked sequence to the store, or just remove it if that has no place for it
+        beside the entries to `spare`; nothing if there is none.
+        """
+        if not self._parked:
+            return []
+        seq, tokens = next(iter(self._parked.items()))
+        commands: list[Command] = []
+        added = self._store.add(tokens, spare)
+        if added is not None:
+            commands += (Discard(key) for key in added.dropped)
+            commands.append(Keep(seq, added.key, added.start, len(tokens)))
+        return commands + self.remove(seq)
+
+    def move_out(self, *, idle: bool) -> list[Command]:
+        """Evict the least recently used parked sequence if it has been in the way of others for long enough, or, when
+        `idle`, if it is not the only one: what was used last may well be what goes on next.
+        """
+        for seq, tokens in self._parked.items():
+            due = len(self._parked) > 1 if idle else self._clock - self._since[seq] >= self._rent
+            if due and self._store.takes(len(tokens)):
+                return self.evict()
+            break
+        return []

@@ -6,7 +6,7 @@
                  ▲                                          ▲            │
                  └──────────── requeue ─────────────────────┴─ sampled ──┘
 
-    a step:   do(slots.admit());  pieces = slots.plan();  decode(pieces);  do(slots.advance(pieces))
+    a step:   do(slots.admit()), until it is empty;  pieces = slots.plan();  decode(pieces);  do(slots.advance(pieces))
               slots.sampled(job, token), or do(slots.finish(job)), for each piece with `sample`
 
 Admission is in order, and by worst case: prompt and all that may be generated must fit beside what the live ones may
@@ -20,9 +20,21 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from runners.worker.engines.llama.sharing import Command, Copy, Remove, Sequences, Truncate
+from runners.worker.engines.llama.sharing import Command, Copy, Discard, Keep, Load, Remove, Sequences, Truncate
 
-__all__ = ["Command", "Copy", "EmptyPrompt", "Piece", "PromptTooLong", "Remove", "Slots", "Truncate"]
+__all__ = [
+    "Command",
+    "Copy",
+    "Discard",
+    "EmptyPrompt",
+    "Keep",
+    "Load",
+    "Piece",
+    "PromptTooLong",
+    "Remove",
+    "Slots",
+    "Truncate",
+]
 
 
 class EmptyPrompt(ValueError):
@@ -97,6 +109,8 @@ class Slots:
             `slots + parked - 1`.
         share: False: no cached prefixes, and nobody takes a prefix from another.
         shortest: tokens; shorter matches are not used, and waiting for one must gain at least so many.
+        stored: tokens of ended jobs that may be kept outside the cache, beside the parked ones.
+        rent: tokens that others compute before a parked sequence is moved there.
     """
 
     def __init__(
@@ -109,6 +123,8 @@ class Slots:
         parked: int | None = None,
         share: bool = True,
         shortest: int = 16,
+        stored: int = 0,
+        rent: int = 64,
     ) -> None:
         parked = slots if parked is None else parked
         for name, value, least in (
@@ -118,6 +134,8 @@ class Slots:
             ("piece", piece, 1),
             ("parked", parked, 0),
             ("shortest", shortest, 1),
+            ("stored", stored, 0),
+            ("rent", rent, 0),
         ):
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, not {value}")
@@ -125,7 +143,9 @@ class Slots:
         self._total_cells = cells
         self._batch = batch
         self._piece = piece
-        self._sequences = Sequences(ids=slots + parked, cells=cells, share=share, shortest=shortest)
+        self._sequences = Sequences(
+            ids=slots + parked, cells=cells, share=share, shortest=shortest, stored=stored, rent=rent
+        )
         self._waiting: deque[_Job] = deque()
         self._live: dict[int, _Job] = {}  # in the order of admission
         self._jobs: dict[int, _Job] = {}  # waiting and live
@@ -161,6 +181,11 @@ class Slots:
         """Cells that parked sequences pay for."""
         return self._sequences.cached
 
+    @property
+    def stored(self) -> int:
+        """Tokens that are kept outside the cache."""
+        return self._sequences.stored
+
     def submit(self, job: int, tokens: Iterable[int], max_tokens: int, *, alone: bool = False) -> None:
         """Put a new job at the end of the line. With `alone` it runs when no other is live, and none beside it.
 
@@ -181,7 +206,10 @@ class Slots:
         self._waiting.append(made)
 
     def admit(self) -> list[Command]:
-        """Give sequences to the first in line, as long as they fit."""
+        """Give sequences to the first in line, as long as they fit.
+
+        A `Load` is the last command, so that nobody takes from it what may not come: call it again, until it is empty.
+        """
         commands: list[Command] = []
         while self._waiting and not self._full and len(self._live) < self._slots:
             first = self._waiting[0]
@@ -194,7 +222,13 @@ class Slots:
             first.seq, due = placed
             commands += due
             self._live[first.job] = self._waiting.popleft()
+            if due and isinstance(due[-1], Load):
+                break
         return commands
+
+    def not_loaded(self, seq: int) -> list[Command]:
+        """What a `Load` should have brought could not be had: the sequence computes all of its prompt."""
+        return self._sequences.not_loaded(seq)
 
     def plan(self) -> list[Piece]:
         """The next batch; empty if nobody has anything to compute. The same again, until something has changed.
@@ -237,7 +271,7 @@ class Slots:
                     f"pieces: job {job.job} has computed {computed} tokens, which is not where {piece} goes on"
                 )
             self._sequences.advance(job.seq, len(piece.tokens))
-        return self._sequences.follow()
+        return self._sequences.follow() + self._sequences.move_out(idle=False)
 
     def sampled(self, job: int, token: int) -> None:
         """The job goes on with this token, which has been chosen after all that it had."""
@@ -297,6 +331,10 @@ class Slots:
         library finds no cells.
         """
         return self._sequences.evict()
+
+    def tidy(self) -> list[Command]:
+        """Nobody is live: what may be done now that would hold somebody up later. Empty if there is nothing left."""
+        return [] if self._live else self._sequences.move_out(idle=True)
 
     def _leave(self, job: _Job, *, keep: bool) -> list[Command]:
         del self._live[job.job]
