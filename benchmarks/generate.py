@@ -194,7 +194,8 @@ class Run:
         same = greedy.count - len(greedy.differences)
         self._console.print(
             f"greedy: {same} of {greedy.count} chats are Llama's, token for token; {greedy.wrong} differ by more than "
-            f"rounding, which moves the library's own logits by up to {greedy.rounding:.2f} from batch to batch"
+            f"rounding, which moves the library's own logits by up to {greedy.rounding:.2f} from batch to batch. Given "
+            f"one at a time, {greedy.alone} of {greedy.count} are equal"
         )
         for one in greedy.differences:
             self._console.print(
@@ -233,6 +234,12 @@ class Run:
             ),
             ("400 shared tokens: llama-server / runner", self.ratio(fastest, "runner", "shared"), 8.0, True),
             ("1 stream alone: runner / Llama", self.ratio("runner", "llama", "alone"), 0.97, True),
+            (
+                f"greedy, one at a time: chats equal to Llama's, of {count}",
+                None if self.greedy is None else float(self.greedy.alone),
+                count,
+                True,
+            ),
             (
                 "greedy: chats that differ by more than rounding",
                 None if self.greedy is None else float(self.greedy.wrong),

@@ -19,9 +19,11 @@ from runners.protocol.generation_check import check_messages
 from runners.runner import Runner
 from runners.spec import Faults, Resources
 from runners.supervision.autoscale import Autoscale, as_autoscale
+from runners.supervision.report import Counted
+from runners.supervision.request import Answer
 from runners.supervision.restart import RestartPolicy
 from runners.text_pieces import TextPieces
-from runners.text_requests import SamplingOptions, as_texts, beginning, chat, complete
+from runners.text_requests import SamplingOptions, as_texts, beginning, chat, complete, operation_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,7 +120,8 @@ class LlamaRunner(Runner):
                 "context": context,
                 "batch": batch,
                 "parked": parked,
-                "prefix_memory": None if prefix_memory is None else parse_size(prefix_memory, "prefix_memory"),
+                # 0 is no size, but says what is meant: none.
+                "prefix_memory": parse_size(prefix_memory, "prefix_memory") if prefix_memory else prefix_memory,
                 "threads": resources.threads,
                 "gpu_layers": gpu_layers,
                 "kv_type": kv_type,
@@ -246,14 +249,16 @@ class LlamaRunner(Runner):
         texts = as_texts(texts)
         if not texts:
             return np.zeros((0, int(self.info["dim"])), np.float32)
-        body, payload = await self._ask_one(self._body(Embed(texts)), b"", timeout=timeout, redeliver=True)
+        body, payload = await self._ask_one(
+            self._body(Embed(texts)), b"", timeout=timeout, redeliver=True, operation="embeddings"
+        )
         shape = msgspec.msgpack.decode(body, type=tuple[int, int])
         return np.frombuffer(payload, dtype=np.float32).reshape(shape).copy()
 
     async def tokenize(self, text: str, *, special: bool = False, timeout: float | None = None) -> list[int]:
         """The token ids of a text; with `special`, what looks like a special token is one."""
         ask = Tokenize(text=as_texts([text])[0], special=special)
-        body, _ = await self._ask_one(self._body(ask), b"", timeout=timeout, redeliver=True)
+        body, _ = await self._ask_one(self._body(ask), b"", timeout=timeout, redeliver=True, operation="tokenize")
         return msgspec.msgpack.decode(body, type=list[int])
 
     async def count(self, text: str | Sequence[Mapping[str, Any]], *, timeout: float | None = None) -> int:
@@ -264,7 +269,7 @@ class LlamaRunner(Runner):
             messages = [dict(message) for message in text]
             check_messages(messages)
             ask = Tokenize(messages=messages, count=True)
-        body, _ = await self._ask_one(self._body(ask), b"", timeout=timeout, redeliver=True)
+        body, _ = await self._ask_one(self._body(ask), b"", timeout=timeout, redeliver=True, operation="tokenize")
         return msgspec.msgpack.decode(body, type=int)
 
     # What they have in common
@@ -278,14 +283,36 @@ class LlamaRunner(Runner):
         return body
 
     async def _whole(self, ask: Ask, timeout: float | None) -> Completion:
-        body, _ = await self._ask_one(self._body(ask), b"", timeout=timeout, redeliver=True, affinity=beginning(ask))
+        body, _ = await self._ask_one(
+            self._body(ask),
+            b"",
+            timeout=timeout,
+            redeliver=True,
+            affinity=beginning(ask),
+            operation=operation_of(ask),
+            count=_count,
+        )
         return _completion(body)
 
     def _pieces(self, ask: Ask, timeout: float | None) -> TextPieces:
-        body, affinity = self._body(ask), beginning(ask)
+        body, affinity, operation = self._body(ask), beginning(ask), operation_of(ask)
         return TextPieces(
-            lambda: self._ask_stream(body, b"", window=_WINDOW, timeout=timeout, redeliver=True, affinity=affinity)
+            lambda: self._ask_stream(
+                body,
+                b"",
+                window=_WINDOW,
+                timeout=timeout,
+                redeliver=True,
+                affinity=affinity,
+                operation=operation,
+                count=_count,
+            )
         )
+
+
+def _count(answer: Answer) -> Counted:
+    completion = _completion(answer[0])
+    return completion.prompt_tokens, completion.completion_tokens
 
 
 def _environment() -> dict[str, str]:

@@ -157,13 +157,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Greedy:
-    """`count` chats were compared. `rounding` is how far the library's own results differ between two ways to batch the
-    same prompts: a smaller margin is a tie.
+    """`count` chats were compared, all at once. `rounding` is how far the library's own results differ between two ways
+    to batch the same prompts: a smaller margin is a tie. `alone` is how many are equal when the runner is given one at
+    a time too: then both have the same batches, and nothing explains a difference.
     """
 
     count: int
     differences: list[Difference]
     rounding: float
+    alone: int
 
     def is_tie(self, difference: Difference) -> bool:
         """Whether rounding explains it."""
@@ -176,21 +178,21 @@ class Greedy:
 
 
 async def compare_greedy(setting: Setting, load: Load, number: int) -> Greedy:
-    """Chats all at once through the runner, and one by one through `Llama`."""
+    """Chats all at once through the runner, one by one through another, and one by one through `Llama`."""
     asked = chats(number, load.chats)
-    ids: dict[int, list[int]] = {}
     async with run_runner(setting) as (runner, _):
-
-        async def listen(messages: Messages, most: int, heard: Heard) -> None:
-            answer = await runner.chat(messages, max_tokens=most, temperature=0, logprobs=0)
-            end = [END] if answer.finish_reason == "stop" else []
-            ids[asked.index(messages)] = [one.token for one in answer.choices[0].logprobs or ()] + end
-            heard.piece()
-
-        heard = await ask_all(listen, asked, load.most, at_once=load.chats)
-    for one in heard:
-        if one.error is not None:
-            raise RuntimeError(f"a chat failed: {one.error}")
+        ids = await _greedy(runner, asked, load.most, at_once=load.chats)
+    single = LlamaRunner(
+        setting.path,
+        slots=1,
+        parked=0,
+        prefix_memory=0,
+        context=setting.context,
+        threads=setting.threads,
+        name="single",
+    )
+    async with single:
+        singly = await _greedy(single, asked, load.most, at_once=1)
     apart = functools.partial(
         run_apart, path=setting.path, most=load.most, threads=setting.threads, context=setting.context
     )
@@ -203,7 +205,24 @@ async def compare_greedy(setting: Setting, load: Load, number: int) -> Greedy:
         shorter = min(len(got), len(wanted))
         at = next((i for i in range(shorter) if got[i] != wanted[i]), shorter)
         differences.append(Difference(chat, at, _margin(result["best"], got, at)))
-    return Greedy(len(asked), differences, await apart("rounding", asked))
+    alone = sum(singly[chat] == result["ids"] for chat, result in enumerate(expected))
+    return Greedy(len(asked), differences, await apart("rounding", asked), alone)
+
+
+async def _greedy(runner: LlamaRunner, asked: list[Messages], most: int, *, at_once: int) -> dict[int, list[int]]:
+    """The token ids of each chat's greedy answer."""
+    ids: dict[int, list[int]] = {}
+
+    async def listen(messages: Messages, most: int, heard: Heard) -> None:
+        answer = await runner.chat(messages, max_tokens=most, temperature=0, logprobs=0)
+        end = [END] if answer.finish_reason == "stop" else []
+        ids[asked.index(messages)] = [one.token for one in answer.choices[0].logprobs or ()] + end
+        heard.piece()
+
+    for one in await ask_all(listen, asked, most, at_once=at_once):
+        if one.error is not None:
+            raise RuntimeError(f"a chat failed: {one.error}")
+    return ids
 
 
 def _margin(best: list[list[tuple[int, float]]], got: list[int], at: int) -> float:

@@ -93,6 +93,35 @@ async def test_greedy_answers_of_many_at_once_are_those_of_the_llama_object(smol
         raw.close()
 
 
+async def test_greedy_answers_one_at_a_time_are_the_llama_objects_token_for_token(smol):
+    """With the same batches nothing may differ. The library's own object computes a prompt in one batch, we in pieces
+    of 63 tokens: below that the attention of both works row by row.
+    """
+    async with LlamaRunner(smol, slots=1, parked=0, prefix_memory=0, context=512, threads=2) as runner:
+        chats = [[{"role": "user", "content": text}] for text in QUESTIONS]
+        answers = [await runner.chat(chat, temperature=0, max_tokens=TOKENS, logprobs=0) for chat in chats]
+    raw = llama_cpp.Llama(str(smol), n_ctx=512, flash_attn=True, verbose=False, n_threads=2, n_threads_batch=2)
+    try:
+        for question, answer in zip(QUESTIONS, answers, strict=True):
+            prompt = raw.tokenize(
+                rendered(DEFAULT_SYSTEM + [{"role": "user", "content": question}]).encode(), special=True
+            )
+            assert len(prompt) == answer.prompt_tokens
+            raw.reset()
+            ids = []
+            for token in raw.generate(prompt, temp=0.0):
+                if token == raw.token_eos() or len(ids) == TOKENS:
+                    break
+                ids.append(token)
+            assert [entry.token for entry in answer.choices[0].logprobs] == ids
+    finally:
+        raw.close()
+
+
+#: What SmolLM2's template says where a chat has no system prompt.
+DEFAULT_SYSTEM = [{"role": "system", "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}]
+
+
 def rendered(chat):
     """SmolLM2's template, by hand."""
     return "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in chat) + "<|im_start|>assistant\n"
