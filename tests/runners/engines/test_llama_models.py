@@ -104,7 +104,7 @@ async def test_greedy_answers_one_at_a_time_are_the_llama_objects_token_for_toke
     try:
         for question, answer in zip(QUESTIONS, answers, strict=True):
             prompt = raw.tokenize(
-                rendered(DEFAULT_SYSTEM + [{"role": "user", "content": question}]).encode(), special=True
+                rendered([*DEFAULT_SYSTEM, {"role": "user", "content": question}]).encode(), special=True
             )
             assert len(prompt) == answer.prompt_tokens
             raw.reset()
