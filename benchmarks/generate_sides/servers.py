@@ -87,7 +87,7 @@ def llama_server(binary: str, *, best: bool) -> Server:
 
 
 def llama_cpp_server(python: str, *, best: bool) -> Server:
-    """The server that comes with llama-cpp-python, which serves one after the other. With `best`, with flash attention."""
+    """The server that comes with llama-cpp-python; it serves one after the other. With `best`, with flash attention."""
 
     def command(setting: Setting, port: int, _: Path) -> list[str]:
         options = {
