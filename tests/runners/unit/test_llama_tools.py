@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runners.worker.engines.llama.tools import MAX_CALLS, parse
+from runners.worker.engines.llama.tools import MAX_CALLS, Held, parse
 
 NAMES = ("weather", "get_time", "a.b-c")
 CALL = '{"name": "weather", "arguments": {"city": "Zürich"}}'
@@ -136,3 +137,62 @@ def test_any_text_is_taken(text):
 @given(st.text() | st.lists(PIECES, max_size=12).map("".join))
 def test_without_tools_nothing_is_a_call(text):
     assert parse(text, ()) == (text, [])
+
+
+def shown(parts):
+    """What a reader along is shown before the end, and at it, and the calls."""
+    held = Held(NAMES)
+    before = "".join(map(held.feed, parts))
+    rest, calls = held.finish()
+    return before, rest, [(call.name, json.loads(call.arguments)) for call in calls]
+
+
+def test_a_reader_along_is_shown_no_call():
+    assert shown(["I look.", "\n<tool", "_call>", CALL, "</tool_call>"]) == ("I look.\n", "", [CITY])
+    assert shown(["  ", "{", CALL[1:]]) == ("", "", [CITY])
+    assert shown(["[TOOL", "_CALLS]", f"[{CALL}]"]) == ("", "", [CITY])
+
+
+def test_what_only_looks_like_a_call_is_shown_as_soon_as_it_is_known():
+    held = Held(NAMES)
+    assert [held.feed(part) for part in ["a <", "tool", " b <too", "<"]] == ["a ", "", "<tool b ", "<too"]
+    assert held.finish() == ("<", [])
+    assert shown(['{"no": ', "1} call"]) == ("", '{"no": 1} call', [])
+    assert shown(["<tool_call>", "nothing"]) == ("", "<tool_call>nothing", [])
+    assert shown(["[TOO", " much]"]) == ("", "[TOO much]", [])
+
+
+BITS = st.lists(
+    st.sampled_from(
+        [
+            "<tool_call>",
+            "</tool_call>",
+            "[TOOL_CALLS]",
+            "<|python_tag|>",
+            CALL,
+            TIME,
+            "[",
+            "{",
+            "a",
+            " ",
+            "\n",
+            "<",
+            ";",
+            "weather",
+            "{}",
+        ]
+    ),
+    max_size=10,
+).map("".join)
+
+
+@given(BITS, st.lists(st.integers(0, 200), max_size=8))
+def test_read_along_or_at_the_end_it_is_the_same_answer(text, cuts):
+    edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    before, rest, calls = shown([text[a:b] for a, b in itertools.pairwise(edges)])
+    whole, wanted = calls_of(text)
+    assert calls == wanted
+    assert "".join((before + rest).split()) == "".join(whole.split())
+    assert text.startswith(before)
+    if not calls:
+        assert before + rest == text

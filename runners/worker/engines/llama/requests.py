@@ -39,7 +39,19 @@ class Generation:
         most: tokens that it may have.
     """
 
-    __slots__ = ("begun", "choice", "logprobs", "most", "number", "request", "sampler", "shown", "text", "tokens")
+    __slots__ = (
+        "begun",
+        "choice",
+        "held",
+        "logprobs",
+        "most",
+        "number",
+        "request",
+        "sampler",
+        "shown",
+        "text",
+        "tokens",
+    )
 
     def __init__(self, number: int, request: Request, choice: int, sampler: Sampler, most: int) -> None:
         self.number = number
@@ -48,6 +60,7 @@ class Generation:
         self.sampler = sampler
         self.most = most
         self.text = TextStream(request.sampling.stop)
+        self.held = tools.Held(request.tool_names) if request.tool_names else None
         self.begun = False
         self.tokens = 0
         self.shown: list[str] = []
@@ -72,10 +85,13 @@ class Generation:
     def finish(self, reason: str) -> None:
         """It has ended: give out what was held back."""
         self._show(self.text.finish())
-        text = "".join(self.shown)
         calls: list[ToolCall] = []
-        if self.request.tool_names:
-            text, calls = tools.parse(text, self.request.tool_names)
+        if self.held is not None:
+            rest, calls = self.held.finish()
+            self._pass_on(rest)
+        text = "".join(self.shown)
+        if calls:
+            text = text.strip()
         self.request.choices[self.choice] = Choice(
             text=text,
             finish_reason=TOOL_CALLS if calls and reason == STOP else reason,
@@ -86,6 +102,9 @@ class Generation:
         self.sampler.free()
 
     def _show(self, text: str) -> None:
+        self._pass_on(text if self.held is None else self.held.feed(text))
+
+    def _pass_on(self, text: str) -> None:
         if text:
             self.shown.append(text)
             self.request.pieces.append((self.choice, text))

@@ -65,6 +65,57 @@ def parse(text: str, known_names: Collection[str]) -> tuple[str, list[ToolCall]]
     return "".join(kept).strip(), _numbered(calls)
 
 
+class Held:
+    """What a reader along may be shown of an answer that can hold calls: all before what may be the first one.
+
+    Args:
+        known_names: as for `parse`.
+    """
+
+    def __init__(self, known_names: Collection[str]) -> None:
+        self._known = known_names
+        self._shown = False  # something that is not space
+        self._held = ""
+        self._calls = False  # a mark was seen, or the text began like a call without one
+
+    def feed(self, text: str) -> str:
+        """More of the answer. Returns what can be shown of it, and of what was held back before."""
+        self._held += text
+        if self._calls:
+            return ""
+        start = _skip(self._held, 0)
+        if not self._shown:
+            first = self._held[start : start + len(_MISTRAL)]
+            if not first or _MISTRAL.startswith(first):  # nothing yet, or perhaps a mark
+                return ""
+            if first[0] in "{[":  # perhaps a call without a mark
+                self._calls = True
+                return ""
+        return self._until_mark()
+
+    def _until_mark(self) -> str:
+        mark = _MARK.search(self._held)
+        self._calls = mark is not None
+        end = len(self._held) - _begun(self._held) if mark is None else mark.start()
+        shown, self._held = self._held[:end], self._held[end:]
+        self._shown = self._shown or bool(shown.strip())
+        return shown
+
+    def finish(self) -> tuple[str, list[ToolCall]]:
+        """The answer is over: what else can be shown, and the calls."""
+        held, self._held = self._held, ""
+        return parse(held, self._known)
+
+
+def _begun(text: str) -> int:
+    """How many characters at the end of a text may be the beginning of a mark."""
+    longest = max(map(len, (_OPEN, _MISTRAL, _PYTHON))) - 1
+    for count in range(min(longest, len(text)), 0, -1):
+        if any(mark.startswith(text[-count:]) for mark in (_OPEN, _MISTRAL, _PYTHON)):
+            return count
+    return 0
+
+
 def _whole(text: str, known: frozenset[str]) -> list[_Call] | None:
     """Calls without any mark, if the text is nothing else (Llama 3)."""
     start = _skip(text, 0)
