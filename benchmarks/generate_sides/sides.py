@@ -26,7 +26,7 @@ from benchmarks.generate_sides.load import (
 )
 from benchmarks.generate_sides.native import END, run_apart
 from benchmarks.generate_sides.servers import Server, Setting
-from runners import LlamaRunner
+from runners import FunctionRunner, LlamaRunner
 
 #: What a side measured in a turn, by the names of `FIGURES`.
 Figures = dict[str, float]
@@ -40,6 +40,8 @@ FIGURES = {
     "decode": ("decode", "{:.1f}", "tok/s of 16 chats from the last one's first token on, until the first one ends"),
     "aggregate": ("all", "{:.1f}", "tok/s of the same chats, with their prompts"),
     "alone": ("alone", "{:.1f}", "tok/s of one chat after its first token, with nothing beside it"),
+    "beside": ("in turns", "{:.1f}", "tok/s of one chat alone, in turns with the Llama object, chat by chat"),
+    "llama beside": ("Llama's", "{:.1f}", "the Llama object's in these turns"),
     "shared": ("shared ms", "{:,.0f}", "to the last first token of 16 chats with one system prompt of 400 tokens"),
 }
 
@@ -97,9 +99,20 @@ async def measure_llama(setting: Setting, load: Load, number: int, found: Figure
 
 
 async def measure_runner(setting: Setting, load: Load, number: int, found: Figures) -> None:
-    """The runner, in process."""
+    """The runner, in process. One stream alone is measured in turns with the `Llama` object, chat by chat: the speed of
+    a machine that is shared changes from one minute to the next by more than what they differ by.
+    """
     async with run_runner(setting) as (_, listen):
         await _measure(listen, load, number, frozenset(PARTS), found)
+        raw = FunctionRunner("benchmarks.generate_sides.native:llama_alone", name="llama-alone")
+        async with raw:
+            both: list[tuple[float, float]] = []
+            for asked in chats(number + 150, _PAIRS + 1):
+                (heard,) = await ask_all(listen, [asked], load.most, at_once=1)
+                rate = await raw(setting.path, setting.context, setting.threads, asked, load.most)
+                both.append((decode_rate([heard]), rate))
+        found["beside"] = statistics.median(ours for ours, _ in both[1:])  # the first one loads
+        found["llama beside"] = statistics.median(theirs for _, theirs in both[1:])
 
 
 async def measure_server(
@@ -110,6 +123,8 @@ async def measure_server(
         await _measure(listen, load, number, parts, found)
 
 
+#: Chats of the runner and of the `Llama` object in turns.
+_PAIRS = 8
 #: Beside the load: 16 chats at once, one alone, 16 with one system prompt.
 PARTS = ("decode", "alone", "shared")
 
