@@ -15,8 +15,10 @@ from guardrails._lazy import lazy
 from guardrails.core.events import (
     BreakerChanged,
     CallAdmitted,
+    CallFinished,
     CallRejected,
     CallSettled,
+    CallStarted,
     CallTimedOut,
     Event,
     MemoryPressure,
@@ -27,6 +29,7 @@ from guardrails.core.events import (
 if TYPE_CHECKING:
     from guardrails.gates.connection import ConnectionEnded, ConnectionOpened
     from guardrails.gates.limiter.signals import Drained, RateChanged
+    from guardrails.memory.signals import AlertCleared, AlertRaised, MemorySampled
     from guardrails.strategies.cache.signals import (
         CacheEvicted,
         CacheHit,
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from guardrails.strategies.retry.strategy import RetryGaveUp, RetryScheduled
 
 __all__ = [
+    "AlertCleared",
+    "AlertRaised",
     "BreakerChanged",
     "CacheEvicted",
     "CacheHit",
@@ -54,8 +59,10 @@ __all__ = [
     "CacheStoreRecovered",
     "CacheTooLarge",
     "CallAdmitted",
+    "CallFinished",
     "CallRejected",
     "CallSettled",
+    "CallStarted",
     "CallTimedOut",
     "ConnectionEnded",
     "ConnectionOpened",
@@ -67,6 +74,7 @@ __all__ = [
     "HedgeWon",
     "InjectionSwitched",
     "MemoryPressure",
+    "MemorySampled",
     "RateChanged",
     "RetryGaveUp",
     "RetryScheduled",
@@ -76,6 +84,8 @@ __all__ = [
 
 #: Events that live beside their guard are loaded when asked for.
 _HOMES = {
+    "AlertCleared": "memory.signals",
+    "AlertRaised": "memory.signals",
     "CacheEvicted": "strategies.cache.signals",
     "CacheHit": "strategies.cache.signals",
     "CacheJoined": "strategies.cache.signals",
@@ -92,6 +102,7 @@ _HOMES = {
     "HedgeStarted": "strategies.hedge",
     "HedgeWon": "strategies.hedge",
     "InjectionSwitched": "strategies.inject.switch",
+    "MemorySampled": "memory.signals",
     "RateChanged": "gates.limiter.signals",
     "RetryGaveUp": "strategies.retry.strategy",
     "RetryScheduled": "strategies.retry.strategy",

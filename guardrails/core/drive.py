@@ -18,7 +18,9 @@ from dataclasses import replace
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
+from guardrails.core import events
 from guardrails.core.guard import Call, DrivenCall, Gate, Strategy, Ticket
+from guardrails.core.observed import ObservedCall
 from guardrails.core.outcome import IGNORED, SUCCESS, Outcome, classify_result
 from guardrails.core.unrolled import compile_guarded
 
@@ -90,11 +92,12 @@ def gated(
     is_async: bool,
     strategy: Strategy | None = None,
     call_of: CallMaker | None = None,
+    observed: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """`fn`, a plain function or one that gives an awaitable, behind `gates` (outermost first).
 
-    With `strategy`, one that recovers, directly around them; `call_of` then makes its view of a call. A plain
-    function's waiting blocks the thread.
+    With `strategy`, one that recovers, directly around them; `call_of` then makes its view of a call. With `observed`,
+    that is called in place of all this while somebody listens to events. A plain function's waiting blocks the thread.
     """
     tools = {
         "verdict": verdict,
@@ -107,9 +110,42 @@ def gated(
         "call_of": call_of,
         "LAZY": _LAZY,
         "refuse_lazy": _refuse_lazy,
+        "EVENTS": events,
     }
     plain = result_verdict is classify_result
-    return compile_guarded(fn, gates, is_async=is_async, plain=plain, tools=tools, strategy=strategy)
+    return compile_guarded(fn, gates, is_async=is_async, plain=plain, tools=tools, strategy=strategy, observed=observed)
+
+
+def observed(
+    fn: Callable[..., Any], name: str, verdict: Verdict, result_verdict: ResultVerdict, *, is_async: bool
+) -> Callable[..., Any]:
+    """`fn`, a whole pipeline around a function, that announces each call to those who listen, and its end.
+
+    `name` is the pipeline's. What the call came to is judged as the guards inside judge it.
+    """
+    judged = judger(verdict)
+
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        announced = ObservedCall(name)
+        try:
+            result = await fn(*args, **kwargs)
+        except BaseException as exc:
+            announced.end(judged(exc))
+            raise
+        announced.end(judge_result(result_verdict, result))
+        return result
+
+    def blocking(*args: Any, **kwargs: Any) -> Any:
+        announced = ObservedCall(name)
+        try:
+            result = fn(*args, **kwargs)
+        except BaseException as exc:
+            announced.end(judged(exc))
+            raise
+        announced.end(judge_result(result_verdict, result))
+        return result
+
+    return call if is_async else blocking
 
 
 def judger(verdict: Verdict) -> Verdict:
@@ -137,25 +173,33 @@ def call_maker(function: Callable[..., Any], verdict: Verdict, result_verdict: R
 
 
 def gated_stream(
-    fn: Callable[..., AsyncGenerator[Any, Any]], gates: Sequence[Gate], verdict: Verdict
+    fn: Callable[..., AsyncGenerator[Any, Any]], gates: Sequence[Gate], verdict: Verdict, name: str | None = None
 ) -> Callable[..., AsyncGenerator[Any, Any]]:
     """`fn`, an async generator function, behind `gates`: entered at its first item, settled at its end.
 
-    A gate that interrupts is armed around each item only, never while the reader holds the stream.
+    A gate that interrupts is armed around each item only, never while the reader holds the stream. With `name`, the
+    whole pipeline's, each stream is announced to those who listen to events, and its end.
     """
+    judged = judger(verdict)
 
     async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         call = Call(args, kwargs, stream=True)
         held: Held = []
         source: AsyncGenerator[Any, Any] | None = None
         outcome = IGNORED  # closing early, or never getting in, is not the dependency's failure
+        refused: Outcome | None = None
         cuts: Cuts = {}
+        announced = ObservedCall(name, stream=True) if events.sinks and name is not None else None
         try:
-            for gate in gates:
-                ticket = gate.try_enter(call)
-                if ticket is None:
-                    ticket = await gate.enter(call)
-                held.append((gate, ticket))
+            try:
+                for gate in gates:
+                    ticket = gate.try_enter(call)
+                    if ticket is None:
+                        ticket = await gate.enter(call)
+                    held.append((gate, ticket))
+            except BaseException as exc:
+                refused = judged(exc)
+                raise
             watched = [(place, gate, ticket) for place, (gate, ticket) in enumerate(held) if gate.interrupts]
             source = fn(*args, **kwargs)
             step: Callable[[Any], Awaitable[Any]] = source.asend
@@ -187,6 +231,8 @@ def gated_stream(
                 except BaseException as exc:
                     outcome = judge(verdict, exc)
                     raise
+                if announced is not None:
+                    announced.item()
                 step = source.asend
                 try:
                     given = yield item
@@ -203,7 +249,9 @@ def gated_stream(
                     gate, ticket = held.pop()
                     place = max((place for place in cuts if place < len(held)), default=None)
                     settle(gate, ticket, outcome if place is None else judge(verdict, cuts[place]))
-                del outcome
+                if announced is not None:
+                    announced.end(refused or outcome)
+                del outcome, refused
                 cuts.clear()
 
     return guarded
@@ -239,22 +287,33 @@ def _disarm(gate: Gate, ticket: Ticket, place: int, exc: BaseException, cuts: Cu
 
 
 def gated_iterator(
-    fn: Callable[..., Generator[Any, Any, Any]], gates: Sequence[Gate], verdict: Verdict
+    fn: Callable[..., Generator[Any, Any, Any]], gates: Sequence[Gate], verdict: Verdict, name: str | None = None
 ) -> Callable[..., Generator[Any, Any, Any]]:
-    """`fn`, a generator function, behind `gates`: entered at its first item, settled at its end."""
+    """`fn`, a generator function, behind `gates`: entered at its first item, settled at its end.
+
+    With `name`, as `gated_stream`.
+    """
+    judged = judger(verdict)
 
     def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         call = Call(args, kwargs, stream=True)
         held: Held = []
         outcome = IGNORED
+        refused: Outcome | None = None
+        announced = ObservedCall(name, stream=True) if events.sinks and name is not None else None
         try:
-            for gate in gates:
-                ticket = gate.try_enter(call)
-                if ticket is None:
-                    ticket = gate.enter_blocking(call)
-                held.append((gate, ticket))
             try:
-                result = yield from fn(*args, **kwargs)
+                for gate in gates:
+                    ticket = gate.try_enter(call)
+                    if ticket is None:
+                        ticket = gate.enter_blocking(call)
+                    held.append((gate, ticket))
+            except BaseException as exc:
+                refused = judged(exc)
+                raise
+            try:
+                items = fn(*args, **kwargs)
+                result = yield from items if announced is None else _Noting(items, announced)
             except GeneratorExit:
                 raise
             except BaseException as exc:
@@ -266,9 +325,34 @@ def gated_iterator(
             while held:
                 gate, ticket = held.pop()
                 settle(gate, ticket, outcome)
-            del outcome  # its exception's traceback holds this frame: a reference cycle
+            if announced is not None:
+                announced.end(refused or outcome)
+            del outcome, refused  # the exception's traceback holds this frame: a reference cycle
 
     return guarded
+
+
+class _Noting(Generator[Any, Any, Any]):
+    """A generator that tells an announced call of its items: `yield from` does not see them."""
+
+    __slots__ = ("_announced", "_source")
+
+    def __init__(self, source: Generator[Any, Any, Any], announced: ObservedCall) -> None:
+        self._source = source
+        self._announced = announced
+
+    def send(self, value: Any) -> Any:
+        item = self._source.send(value)
+        self._announced.item()
+        return item
+
+    def throw(self, *error: Any) -> Any:
+        item = self._source.throw(*error)
+        self._announced.item()
+        return item
+
+    def close(self) -> None:
+        self._source.close()
 
 
 _LAZY = frozenset({CoroutineType, AsyncGeneratorType, GeneratorType})

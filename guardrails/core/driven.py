@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
+from guardrails.core import events
 from guardrails.core.drive import CallMaker
 from guardrails.core.guard import Strategy
 
@@ -30,13 +31,19 @@ def driven(
     strategy: Strategy,
     kind: str,
     call_of: CallMaker,
+    observed: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """`fn` behind `strategy`. One that recovers from calls is `drive.gated`'s, with the gates inside it, if any."""
+    """`fn` behind `strategy`. One that recovers from calls is `drive.gated`'s, with the gates inside it, if any.
+
+    With `observed`, that is called in place of all this while somebody listens to events.
+    """
     # For those alone that ever are: to ask costs as much as a gate.
     can_idle = type(strategy).idle is not Strategy.idle
     if kind == "stream":
 
         def stream(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+            if events.sinks and observed is not None:
+                return observed(*args, **kwargs)  # type: ignore[no-any-return]
             if can_idle and strategy.idle:
                 return fn(*args, **kwargs)  # type: ignore[no-any-return]
             return strategy.run_stream(call_of(args, kwargs), lambda: fn(*args, **kwargs))
@@ -45,6 +52,8 @@ def driven(
     if kind == "coroutine":
 
         async def run(*args: Any, **kwargs: Any) -> Any:
+            if events.sinks and observed is not None:
+                return await observed(*args, **kwargs)
             if can_idle and strategy.idle:
                 return await fn(*args, **kwargs)
             return await strategy.run(call_of(args, kwargs), lambda: fn(*args, **kwargs))
@@ -52,6 +61,8 @@ def driven(
         return run
 
     def blocking(*args: Any, **kwargs: Any) -> Any:
+        if events.sinks and observed is not None:
+            return observed(*args, **kwargs)
         if can_idle and strategy.idle:
             return fn(*args, **kwargs)
         return strategy.run_blocking(call_of(args, kwargs), lambda: fn(*args, **kwargs))

@@ -56,6 +56,32 @@ class CallTimedOut(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class CallStarted(Event):
+    """A guarded call begins: one event for the whole pipeline. `call` is a number of this process, the same in its
+    `CallFinished`.
+
+    It comes in the context of the caller, so a sink may set a context variable and reset it at the end; not for a
+    `stream`, whose two events come from steps of its reader, between which the context is the reader's own.
+    """
+
+    call: int
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CallFinished(Event):
+    """A guarded call is over, `seconds` after it began. `outcome` is ``success``, ``failure``, ``throttled``,
+    ``rejected`` (a guard refused it), or ``ignored`` (a cancellation, for one). `first` is the seconds until the first
+    item of a stream, None without one.
+    """
+
+    call: int
+    seconds: float
+    outcome: str
+    first: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BreakerChanged(Event):
     """A breaker moved from `old` to `new` (``closed``, ``open``, ``half-open``, ``forced-open``, ``disabled``,
     ``metrics-only``); `retry_after` when it opened.

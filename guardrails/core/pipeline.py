@@ -13,7 +13,6 @@ five guards cost one coroutine and not five. Strategies split the pipeline in se
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import inspect
 import threading
@@ -22,11 +21,11 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from guardrails.core import drive, driven, outcome
-from guardrails.core.drive import Held
-from guardrails.core.guard import Call, Gate, Guard, Strategy
+from guardrails.core.blocks import Blocks
+from guardrails.core.guard import Gate, Guard, Strategy
 from guardrails.core.kinds import checked, is_async, kind_of, name_of
 from guardrails.core.order import check_order
-from guardrails.core.outcome import SUCCESS, Outcome
+from guardrails.core.outcome import Outcome
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,19 +57,19 @@ class Layer:
 
     async def __aenter__(self) -> None:
         """Guard a block: enter every gate, waiting where one has to."""
-        await self.pipeline.enter_block()
+        await self.pipeline.blocks.enter()
 
     async def __aexit__(self, kind: object, exc: BaseException | None, trace: TracebackType | None) -> None:
         """Settle every gate with what came of the block."""
-        self.pipeline.leave_block(exc)
+        self.pipeline.blocks.leave(exc)
 
     def __enter__(self) -> None:
         """Guard a block of sync code; waiting blocks the thread."""
-        self.pipeline.enter_block_blocking()
+        self.pipeline.blocks.enter_blocking()
 
     def __exit__(self, kind: object, exc: BaseException | None, trace: TracebackType | None) -> None:
         """Settle every gate with what came of the block."""
-        self.pipeline.leave_block(exc)
+        self.pipeline.blocks.leave(exc)
 
 
 class Pipeline(Layer):
@@ -78,22 +77,24 @@ class Pipeline(Layer):
 
     Attributes:
         layers: the guards.
+        blocks: the open blocks of code that they guard.
     """
 
     def __init__(
         self,
         layers: Sequence[Guard],
         *,
+        name: str | None = None,
         classify: Callable[[BaseException], Outcome] = outcome.classify,
         classify_result: Callable[[Any], Outcome] = outcome.classify_result,
         check_order: bool = True,
     ) -> None:
         self.layers = tuple(layers)
+        self._name = name
         self._classify = classify
         self._classify_result = classify_result
         self._check_order = check_order
-        # The entered gates of each open block, innermost last. A context variable, since tasks share the pipeline.
-        self._blocks: contextvars.ContextVar[tuple[Held, ...]] = contextvars.ContextVar("blocks", default=())
+        self.blocks = Blocks(self.layers, classify, self.name)
         if check_order:
             _check(self.layers)
 
@@ -101,6 +102,21 @@ class Pipeline(Layer):
     def pipeline(self) -> Pipeline:
         """Itself."""
         return self
+
+    @property
+    def name(self) -> str:
+        """How it calls itself in events: the name that it was given, or else that of a guard inside.
+
+        That is its only guard, or the first one that somebody has named; if nobody has, all their names.
+        """
+        return self._own_name or "+".join(layer.name for layer in self.layers) or "guard"
+
+    @property
+    def _own_name(self) -> str | None:
+        if self._name is not None or len(self.layers) == 1:
+            return self._name or self.layers[0].name
+        # Unnamed, a guard is called what it is: `retry`, a Retry.
+        return next((layer.name for layer in self.layers if layer.name != type(layer).__name__.lower()), None)
 
     def describe(self) -> str:
         """The pipeline as a person would draw it: one line a guard, outermost first, indented as calls nest."""
@@ -137,6 +153,7 @@ class Pipeline(Layer):
         """The pipeline `outer` around this one."""
         return Pipeline(
             (*outer.layers, *self.layers),
+            name=outer._name or self._name,
             classify=outer._classify if outer._classify is not outcome.classify else self._classify,
             classify_result=(
                 outer._classify_result
@@ -163,7 +180,10 @@ class Pipeline(Layer):
         while segments:
             gates = cast("list[Gate]", segments.pop()) if isinstance(segments[-1], list) else []
             strategy = cast("Strategy", segments.pop()) if segments else None
-            compiled = self._segment(compiled, strategy, gates, kind, call_of)
+            inner, name = compiled, None if segments else self._own_name or name_of(fn)
+            compiled = self._segment(inner, strategy, gates, kind, call_of)
+            if name is not None:  # the outermost: built again, to be the one that looks whether anybody listens
+                compiled = self._segment(inner, strategy, gates, kind, call_of, name=name, whole=compiled)
         return compiled
 
     def _segment(
@@ -173,88 +193,40 @@ class Pipeline(Layer):
         gates: list[Gate],
         kind: str,
         call_of: drive.CallMaker,
+        *,
+        name: str | None = None,
+        whole: Callable[..., Any] | None = None,
     ) -> Callable[..., Any]:
-        """`fn` behind `gates`, and these inside `strategy`."""
+        """`fn` behind `gates`, and these inside `strategy`. The outermost segment has the pipeline's `name`, and what
+        it is without one, `whole`.
+        """
         verdicts = (self._classify, self._classify_result)
+        observed = None
         if kind in ("coroutine", "function"):
+            is_async = kind == "coroutine"
+            if whole is not None and name is not None:
+                observed = drive.observed(whole, name, *verdicts, is_async=is_async)
             inside = strategy if strategy is not None and strategy.recovers else None
+            outside = None if strategy is inside else strategy
             if gates or inside is not None:
-                fn = drive.gated(fn, gates, *verdicts, is_async=kind == "coroutine", strategy=inside, call_of=call_of)
-            return fn if strategy is inside else driven.driven(fn, cast("Strategy", strategy), kind, call_of)
+                fn = drive.gated(
+                    fn,
+                    gates,
+                    *verdicts,
+                    is_async=is_async,
+                    strategy=inside,
+                    call_of=call_of,
+                    observed=observed if outside is None else None,
+                )
+            return fn if outside is None else driven.driven(fn, outside, kind, call_of, observed)
         if gates:
-            fn = (drive.gated_stream if kind == "stream" else drive.gated_iterator)(fn, gates, self._classify)
-        return fn if strategy is None else driven.driven(fn, strategy, kind, call_of)
-
-    # Blocks
-
-    async def enter_block(self) -> None:
-        """Enter every gate for a block."""
-        call = Call(None, None)
-        held: Held = []
-        try:
-            for gate in self._block_gates():
-                ticket = gate.try_enter(call)
-                if ticket is None:
-                    ticket = await gate.enter(call)
-                held.append((gate, ticket))
-        except BaseException as exc:
-            truth = drive.leave(held, exc, drive.not_reached)
-            try:
-                if truth is exc:
-                    raise
-                raise truth from exc
-            finally:
-                del truth  # the traceback holds this frame: a reference cycle
-        self._blocks.set((*self._blocks.get(), held))
-
-    def enter_block_blocking(self) -> None:
-        """Enter every gate for a block of sync code."""
-        call = Call(None, None)
-        held: Held = []
-        try:
-            for gate in self._block_gates():
-                if gate.interrupts:
-                    msg = f"{gate.name} cannot guard a sync block: nothing can interrupt it. Use 'async with'"
-                    raise TypeError(msg)  # noqa: TRY301 - whatever was entered is left the same way
-                ticket = gate.try_enter(call)
-                if ticket is None:
-                    ticket = gate.enter_blocking(call)
-                held.append((gate, ticket))
-        except BaseException as exc:
-            drive.leave(held, exc, drive.not_reached)
-            raise
-        self._blocks.set((*self._blocks.get(), held))
-
-    def leave_block(self, exc: BaseException | None) -> None:
-        """Settle the gates of the innermost open block; raises in place of `exc` where a gate knows better."""
-        blocks = self._blocks.get()
-        if not blocks:
-            msg = f"{self!r}: a block is left in another context than it was entered in; enter and leave it in one task"
-            raise RuntimeError(msg)
-        held = blocks[-1]
-        self._blocks.set(blocks[:-1])
-        if exc is not None:
-            truth = drive.leave(held, exc, self._classify)
-            try:
-                if truth is not exc:
-                    raise truth from exc
-            finally:
-                del truth, exc
-            return
-        while held:
-            gate, ticket = held.pop()
-            if gate.interrupts:
-                gate.disarm(ticket, None)
-            drive.settle(gate, ticket, SUCCESS)
-
-    def _block_gates(self) -> list[Gate]:
-        gates = []
-        for layer in self.layers:
-            if not isinstance(layer, Gate):
-                msg = f"{layer.name} cannot guard a block, only a function: a block's code can run only once"
-                raise TypeError(msg)
-            gates.append(layer)
-        return gates
+            gated = drive.gated_stream if kind == "stream" else drive.gated_iterator
+            fn = gated(fn, gates, self._classify, None if strategy is not None else name)
+        if strategy is None:
+            return fn
+        if whole is not None and name is not None:
+            observed = drive.gated_stream(whole, (), self._classify, name)
+        return driven.driven(fn, strategy, kind, call_of, observed)
 
 
 class _Guarded:
@@ -270,6 +242,7 @@ class _Guarded:
 
 def guard(
     *layers: Layer | Guard,
+    name: str | None = None,
     classify: Callable[[BaseException], Outcome] = outcome.classify,
     classify_result: Callable[[Any], Outcome] = outcome.classify_result,
     check_order: bool = True,
@@ -278,15 +251,20 @@ def guard(
 
     Args:
         layers: breakers, limiters and so on; a pipeline stands for its layers.
+        name: how it calls itself in the events that are about a whole call; by default that of its first guard that
+            has been given one, or the guarded function's.
         classify: decides the outcome of an exception for every guard here, instead of
             `guardrails.core.outcome.classify`.
         classify_result: the same for what a call returns.
         check_order: refuse an order that is a trap. Pass False to build it all the same.
 
     Raises:
-        TypeError: a layer is not a guard.
+        TypeError: a layer is not a guard, or `name` is no text.
         ValueError: the order is a trap; the message says why.
     """
+    if name is not None and (not isinstance(name, str) or not name):
+        msg = f"name takes a text, not {name!r}"
+        raise TypeError(msg)
     flat: list[Guard] = []
     for number, layer in enumerate(layers):
         if isinstance(layer, Pipeline):
@@ -296,6 +274,7 @@ def guard(
             if classify_result is outcome.classify_result:
                 classify_result = layer._classify_result  # noqa: SLF001
             check_order = check_order and layer._check_order  # noqa: SLF001
+            name = name if name is not None else layer._name  # noqa: SLF001
         elif isinstance(layer, Guard):
             flat.append(layer)
             if classify_result is outcome.classify_result and isinstance(layer, Layer):
@@ -304,7 +283,7 @@ def guard(
             hint = f"; call it first: {layer.__name__}(...)" if inspect.isfunction(layer) else ""
             msg = f"layer {number + 1} of guard(...) is not a guard but {type(layer).__name__}{hint}"
             raise TypeError(msg)
-    return Pipeline(flat, classify=classify, classify_result=classify_result, check_order=check_order)
+    return Pipeline(flat, name=name, classify=classify, classify_result=classify_result, check_order=check_order)
 
 
 _check = check_order

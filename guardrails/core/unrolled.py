@@ -5,6 +5,8 @@ A loop over the gates costs more than most gates do, and so does a frame for a s
 each variant. What it says for two gates, the second of which interrupts, inside a strategy that recovers::
 
     async def guarded(*args, **kwargs):              # or fn's own parameters, if no guard reads the call
+        if EVENTS.sinks:                             # the outermost only: one look, and nothing else if nobody listens
+            return await observed(*args, **kwargs)   # this pipeline, once more, which announces the call
         tally()                                      # if the strategy counts calls
         call = Call(args, kwargs)                    # or UNREAD
         stage = 0                                    # gates entered
@@ -29,7 +31,7 @@ each variant. What it says for two gates, the second of which interrupts, inside
                 finally:
                     del truth, outcome               # the traceback holds this frame: a reference cycle
         else:
-            outcome = SUCCESS if type(result) in PLAIN else judge_result(result_verdict, result)
+            outcome = SUCCESS if type(result) in VALUES else judge_result(result_verdict, result)
             disarm_1(ticket_1, None)
             settle_1(ticket_1, outcome)              # each in a `try`, which costs nothing while it holds; if it does
             settle_0(ticket_0, outcome)              # anything at all
@@ -67,6 +69,7 @@ def compile_guarded(
     plain: bool,
     tools: dict[str, Any],
     strategy: Strategy | None = None,
+    observed: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """The wrapper of `fn` behind `gates` (outermost first), inside `strategy`.
 
@@ -77,6 +80,7 @@ def compile_guarded(
         plain: whether values of the plain types are successes without asking.
         tools: the functions that the pattern names, and the pipeline's verdicts.
         strategy: one that recovers, directly outside the gates.
+        observed: called in place of all this while somebody listens to events.
     """
     names = {
         "fn": fn,
@@ -85,9 +89,9 @@ def compile_guarded(
         "SUCCESS": outcome.SUCCESS,
         "VALUES": _VALUES,
         "partial": functools.partial,
+        "observed": observed,
         **tools,
     }
-    names["PLAIN"] = _VALUES if plain else frozenset()
     for number, gate in enumerate(gates):
         names[f"gate_{number}"] = gate
         names[f"try_enter_{number}"] = gate.try_enter
@@ -108,6 +112,8 @@ def compile_guarded(
         reads_call=reads_call,
         recovers=strategy is not None,
         tallies=strategy is not None and strategy.tally is not None,
+        announces=observed is not None,
+        plain=plain,
     )
     return fitted(code, fn, shape, names)
 
@@ -121,11 +127,15 @@ def _code(
     reads_call: bool,
     recovers: bool,
     tallies: bool,
+    announces: bool,
+    plain: bool,
 ) -> CodeType:
     wait = "await " if is_async else ""
     count = len(kinds)
     parameters, arguments = ("*args, **kwargs",) * 2 if shape is None else (shape.parameters, shape.arguments)
     lines = [f"{'async ' if is_async else ''}def guarded({parameters}):"]
+    if announces:
+        lines += ["    if EVENTS.sinks:", f"        return {wait}observed({arguments})"]
     if tallies:
         lines.append("    tally()")
     lines += ["    call = Call(args, kwargs)" if reads_call else "    call = UNREAD", "    stage = 0", "    try:"]
@@ -139,11 +149,14 @@ def _code(
     lines.append(f"        result = {wait}fn({arguments})")
     if not is_async:
         lines += [
-            "        if type(result) not in VALUES and (type(result) in LAZY or hasattr(type(result), '__await__')):",
+            "        known = type(result) in VALUES",
+            "        if not known and (type(result) in LAZY or hasattr(type(result), '__await__')):",
             "            refuse_lazy(fn, result)",
         ]
     lines += ["    except BaseException as exc:", *_failed(count, recovers=recovers), "    else:"]
-    lines += ["        outcome = SUCCESS if type(result) in PLAIN else judge_result(result_verdict, result)"]
+    is_plain = "type(result) in VALUES" if is_async else "known"
+    judged = "judge_result(result_verdict, result)"
+    lines.append(f"        outcome = {f'SUCCESS if {is_plain} else {judged}' if plain else judged}")
     for number in reversed(range(count)):
         interrupts, settles = kinds[number]
         if interrupts:

@@ -6,12 +6,14 @@ Generic over gates: a breaker, a limiter, a bulkhead or a gate of one's own. It 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 from guardrails.core.guard import Call, Gate, Position, Ticket
+from guardrails.core.names import KeyedName
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer
 
@@ -154,6 +156,9 @@ class Keyed(Layer, Gate, Generic[G]):
             kind = "an interrupting gate" if isinstance(guard, Gate) else type(guard).__name__
             msg = f"{self.name}: factory must return a gate (a breaker, a limiter, ...), not {kind}"
             raise TypeError(msg)
+        if type(getattr(guard, "name", None)) is str:
+            with contextlib.suppress(AttributeError):  # a gate of one's own, whose name cannot be set
+                guard.name = KeyedName(guard.name, self.name)
         entry = self._entries[key] = _Entry(key, guard)
         return entry
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from guardrails.memory.cgroup import own_cgroups
+from guardrails.memory.cgroup import Cgroup, own_cgroups
 
 _LINUX = sys.platform == "linux"
 
@@ -107,10 +107,10 @@ def tree_private() -> int:
     return total
 
 
-def machine_scopes() -> tuple[Scope, ...]:
-    """The host and every cgroup with a limit, up the tree."""
+def machine_scopes(groups: Iterable[Cgroup] | None = None) -> tuple[Scope, ...]:
+    """The host and every cgroup with a limit, up the tree. The cgroups are looked up unless `groups` gives them."""
     scopes = [_host()]
-    for group in own_cgroups():
+    for group in own_cgroups() if groups is None else groups:
         limit, used = group.limit(), group.used()
         if limit is not None and used is not None:
             scopes.append(Scope(str(group.path), used, limit))

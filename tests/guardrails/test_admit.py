@@ -12,7 +12,7 @@ from guardrails.core.outcome import SUCCESS
 from guardrails.errors import MemoryRefused, QueueFull, WaitTimeout
 from guardrails.memory.reading import Scope
 from guardrails.memory.watermarks import Watermarks
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 CALL = Call((), {})
 MIB = 1024**2
@@ -111,7 +111,7 @@ async def test_events_tell_how_long_a_call_waited(gate, clock, idle):
             await release.wait()
 
     release = anyio.Event()
-    with capture_events() as seen:
+    with decisions() as seen:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(leave, release)
             await idle()

@@ -17,7 +17,7 @@ from guardrails.errors import MemoryRefused, QueueFull
 from guardrails.gates.admit import Aimd, Gradient, Learned
 from guardrails.memory.reading import Scope
 from guardrails.memory.watermarks import Watermarks
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 CALL = Call((), {})
 MIB = 1024**2
@@ -161,7 +161,7 @@ async def test_those_who_wait_are_sent_away_when_memory_turns_critical(memory, i
             await gate(anyio.sleep_forever)()
         refusals.append((caught.value.reason, caught.value.retry_after))
 
-    with capture_events() as seen:
+    with decisions() as seen:
         async with anyio.create_task_group() as tasks:
             for _ in range(3):
                 tasks.start_soon(call)

@@ -13,7 +13,8 @@ from guardrails.core.guard import Call
 from guardrails.core.outcome import IGNORED, SUCCESS, Outcome
 from guardrails.errors import CircuitOpen
 from guardrails.gates.breaker import FromRetryAfter, Growing, breaker
-from guardrails.testing import FakeClock, capture_events
+from guardrails.testing import FakeClock
+from tests.guardrails.heard import decisions
 
 CALL = Call((), {})
 FAILURE = Outcome("failure", ValueError("down"))
@@ -200,7 +201,7 @@ def test_a_success_on_the_fast_path_reads_no_clock_and_a_failure_leaves_it():
     circuit = breaker(clock=Untouched())
     first, second = circuit.try_enter(CALL), circuit.try_enter(CALL)
     assert first is second
-    with capture_events() as seen:
+    with decisions() as seen:
         circuit.settle(first, SUCCESS)
     assert len(seen) == 1
 
@@ -247,7 +248,7 @@ def test_it_says_how_long_it_opens():
 
 def test_calls_of_pybreakers_methods_are_events_too():
     circuit = breaker(fail_max=1)
-    with capture_events() as seen:
+    with decisions() as seen:
         circuit.call(lambda: 7)
         with pytest.raises(CircuitOpen):
             circuit.call(lambda: 1 / 0)

@@ -13,7 +13,7 @@ from guardrails.core.pipeline import guard
 from guardrails.errors import QueueFull, Rejected, TimedOut, WaitTimeout
 from guardrails.gates.bulkhead import Aimd, Gradient, bulkhead
 from guardrails.gates.timeout import timeout
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 CALL = Call((), {})
 
@@ -502,7 +502,7 @@ def test_it_describes_itself():
 @pytest.mark.anyio
 async def test_events_tell_who_waited_and_who_was_refused(clock, idle):
     gate = bulkhead(1, queue=1, clock=clock, name="gate")
-    with capture_events() as seen:
+    with decisions() as seen:
         async with anyio.create_task_group() as tasks:
             async with gate:
                 tasks.start_soon(gate(anyio.lowlevel.checkpoint))

@@ -24,7 +24,7 @@ from guardrails.strategies.cache.signals import (
     CacheServedStale,
     CacheTooLarge,
 )
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 pytestmark = pytest.mark.anyio
 
@@ -317,7 +317,7 @@ async def test_it_holds_no_more_than_max_bytes(clock, backend, kind):
     assert layer.snapshot().entries == 3
     await work("a")  # used last
     backend.answers = ["x" * 1000, SECRET * 1000, "x" * 2000]
-    with capture_events() as seen:
+    with decisions() as seen:
         await work("d")
         assert seen == [CacheMiss("answers"), CacheEvicted("answers", 1)]
         assert await work("a") == "x" * 1000
@@ -463,7 +463,7 @@ async def test_a_stale_answer_is_better_than_a_failure(clock, backend, kind, num
     first = await work("a")
     clock.advance(69.9)
     backend.answers = [error]
-    with capture_events() as seen:
+    with decisions() as seen:
         assert await work("a") is first
     assert seen == [CacheMiss("answers"), CacheServedStale("answers", pytest.approx(69.9), "error")]
     assert counts(layer) == (0, 2, 1)
@@ -576,7 +576,7 @@ async def test_events_are_free_if_nobody_listens_and_say_no_more_than_they_must(
     layer = cache(ttl=10, name="answers", clock=clock)
     work = backend.of(layer, kind)
     await work(SECRET)
-    with capture_events() as seen:
+    with decisions() as seen:
         await work(SECRET)
         await work(SECRET + "!")
     assert seen == [CacheHit("answers"), CacheMiss("answers")]

@@ -22,7 +22,7 @@ from guardrails.core.waiting import ThreadWaiter
 from guardrails.strategies.cache import cache
 from guardrails.strategies.cache.flight import Flights, Landing, Leading, _led
 from guardrails.strategies.cache.signals import CacheHit, CacheJoined, CacheMiss, CacheServedStale
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 pytestmark = pytest.mark.anyio
 
@@ -95,7 +95,7 @@ async def one_by_one(group, idle, work, number):
 async def test_calls_at_the_same_time_are_made_once(clock, idle, gated):
     layer = cache(ttl=10, name="answers", clock=clock)
     work = layer(gated.work)
-    with capture_events() as seen:
+    with decisions() as seen:
         async with anyio.create_task_group() as group:
             found = callers(group, work, 5, "a")
             await idle()
@@ -215,7 +215,7 @@ async def test_a_stale_answer_is_everybodys(clock, idle, gated):
         clock.advance(11)
         found = callers(group, work, 3)
         await idle()
-        with capture_events() as seen:
+        with decisions() as seen:
             gated.answer(2, ValueError())
             await idle()
     assert [caller.result for caller in found] == [old] * 3
@@ -404,7 +404,7 @@ async def test_others_get_the_stale_answer_while_the_first_fetches_a_new_one(clo
         clock.advance(39)
         (first,) = callers(group, work, 1)
         await idle()
-        with capture_events() as seen:
+        with decisions() as seen:
             assert [await work(), await work()] == ["old", "old"]
         assert seen == [CacheServedStale("answers", 39, "revalidating")] * 2
         assert not first.done
@@ -799,7 +799,7 @@ def test_an_entry_that_came_between_the_look_and_the_arrival_is_a_hit(clock):
     # A look that came too early: nothing was found, though it is there now.
     layer._look, look = lambda key: None, layer._look
     try:
-        with capture_events() as seen:
+        with decisions() as seen:
             assert work() == "made"
     finally:
         layer._look = look

@@ -16,7 +16,7 @@ from guardrails.strategies.cache.signals import (
     CacheStoreRecovered,
 )
 from guardrails.strategies.cache.store import PAUSE
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 pytestmark = pytest.mark.anyio
 
@@ -124,7 +124,7 @@ def make(request, clock):
 async def test_two_processes_share_what_they_know(clock, make):
     layer, work = make()
     other, again = make()
-    with capture_events() as seen:
+    with decisions() as seen:
         assert await work("a", 1) == "answer 1"
         clock.advance(4)
         assert await again("a", 1) == "answer 1"
@@ -171,7 +171,7 @@ async def test_a_stale_answer_from_the_store_serves_in_need(clock, make):
     clock.advance(50)
     _, again = make(stale_if_error=100)
     answers[:] = [Rejected("inner")]
-    with capture_events() as seen:
+    with decisions() as seen:
         assert await again("a") == "answer 1"
     assert seen == [CacheMiss("answers"), CacheServedStale("answers", 50, "error")]
 
@@ -245,7 +245,7 @@ async def test_a_store_that_fails_is_told_once_and_done_without(clock, make, cap
     store = make.store
     _, work = make(store_timeout=0.5)
     store.failure = {"get": ConnectionError(SECRET), "set": ConnectionError(SECRET)}
-    with capture_events() as seen:
+    with decisions() as seen:
         for number in range(5):
             assert await work(number) == f"answer {number + 1}"
         assert await work(0) == "answer 1"  # memory works
@@ -301,7 +301,7 @@ async def test_an_answer_that_makes_no_sense_is_a_failure_of_the_store(make, non
 
     store.__class__ = Odd
     _, work = make()
-    with capture_events() as seen:
+    with decisions() as seen:
         assert await work("a") == "answer 1"
     assert any(isinstance(event, CacheStoreFailed) and event.operation == "get" for event in seen)
 
@@ -316,7 +316,7 @@ async def test_a_store_that_is_slow_is_done_without(clock, idle):
         results.append(await work(name))
 
     store.stuck = True
-    with capture_events() as seen:
+    with decisions() as seen:
         async with anyio.create_task_group() as group:
             group.start_soon(call, "a")
             group.start_soon(call, "a")

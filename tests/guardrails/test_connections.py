@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from guardrails.gates.connections import ConnectionClosed, TooManyConnections, connections
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 
 def empty(guard):
@@ -575,7 +575,7 @@ async def test_connections_of_all_kinds_with_random_ends_leave_nothing(clock, id
 @pytest.mark.anyio
 async def test_events_tell_of_each_end(clock):
     guard = connections(per_key=1, clock=clock)
-    with capture_events() as seen:
+    with decisions() as seen:
         async with guard.connection("ada"):
             clock.advance(5)
             with pytest.raises(TooManyConnections):

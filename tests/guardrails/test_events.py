@@ -11,7 +11,7 @@ from guardrails.core.events import BreakerChanged, CallAdmitted, CallRejected, C
 from guardrails.errors import CircuitOpen, MemoryRefused
 from guardrails.gates.admit import admit
 from guardrails.gates.breaker import breaker
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 
 def test_sinks_get_events_in_the_order_they_subscribed():
@@ -45,7 +45,7 @@ def test_a_broken_sink_is_logged_and_the_others_still_hear(caplog):
         raise ValueError("sink is broken")
 
     end = subscribe(broken)
-    with capture_events() as seen, caplog.at_level(logging.ERROR, "guardrails.events"):
+    with decisions() as seen, caplog.at_level(logging.ERROR, "guardrails.events"):
         assert breaker(name="b")(lambda: 7)() == 7
     end()
     assert seen == [CallAdmitted("b", 0.0), CallSettled("b", "success")]
@@ -86,7 +86,7 @@ def test_nothing_is_built_when_nobody_listens(monkeypatch, memory, clock):
 
 def test_the_story_of_a_breaker(clock):
     circuit = breaker(name="api", fail_max=1, open_for=10, clock=clock)
-    with capture_events() as seen:
+    with decisions() as seen:
         with pytest.raises(ZeroDivisionError):
             circuit(lambda: 1 / 0)()
         clock.advance(4)
@@ -108,7 +108,7 @@ def test_the_story_of_a_breaker(clock):
 
 def test_memory_pressure_is_told_once_a_change(memory):
     gate = admit(concurrency=1, sampler=memory, name="gate")
-    with capture_events() as seen:
+    with decisions() as seen:
         memory.use(86, 100)
         memory.use(87, 100)
         memory.use(96, 100)

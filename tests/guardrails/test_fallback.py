@@ -9,7 +9,7 @@ from guardrails import breaker, guard
 from guardrails.core.outcome import Outcome
 from guardrails.errors import Rejected
 from guardrails.strategies.fallback import FallbackUsed, fallback
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +36,7 @@ async def other(a, *, b):
     [(ValueError(), "failure"), (HTTPError(429), "throttled"), (Rejected("g", reason="open"), "open")],
 )
 async def test_failures_throttling_and_refusals_are_answered(error, reason):
-    with capture_events() as seen:
+    with decisions() as seen:
         assert await fallback("sorry", name="f")(failing(error))() == "sorry"
     assert seen == [FallbackUsed("f", reason)]
 

@@ -19,7 +19,7 @@ from guardrails.errors import Rejected, TimedOut
 from guardrails.strategies.budget import RetryBudget
 from guardrails.strategies.hedge import MIN_LATENCIES, HedgeStarted, HedgeWon, Latencies, hedge
 from guardrails.strategies.retry import retry
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 pytestmark = pytest.mark.anyio
 
@@ -96,7 +96,7 @@ async def test_a_quick_answer_starts_nothing(clock, idle, attempts, end):
 
 
 async def test_the_second_attempt_wins_and_the_first_is_cancelled(clock, idle, attempts, end):
-    with capture_events() as seen:
+    with decisions() as seen:
         async with anyio.create_task_group() as group:
             group.start_soon(end.of, hedge(0.2, name="h", clock=clock)(attempts.work))
             await idle()
@@ -113,7 +113,7 @@ async def test_the_second_attempt_wins_and_the_first_is_cancelled(clock, idle, a
 
 
 async def test_the_first_attempt_may_still_win(clock, idle, attempts, end):
-    with capture_events() as seen:
+    with decisions() as seen:
         async with anyio.create_task_group() as group:
             group.start_soon(end.of, hedge(0.2, name="h", clock=clock)(attempts.work))
             await idle()

@@ -20,7 +20,7 @@ from guardrails.core.guard import Position
 from guardrails.core.outcome import classify
 from guardrails.strategies.inject import FaultInjected, InjectedError, InjectionSwitched, inject
 from guardrails.strategies.inject.rules import again
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 pytestmark = pytest.mark.anyio
 
@@ -377,7 +377,7 @@ def test_the_rate_is_a_share_of_the_calls_that_match():
 )
 async def test_a_broken_rule_is_logged_and_hits_nobody(caplog, broken):
     chaos = inject(**{"latency": 1, "name": "game", **broken})
-    with caplog.at_level(logging.ERROR, "guardrails.inject"), capture_events() as seen:
+    with caplog.at_level(logging.ERROR, "guardrails.inject"), decisions() as seen:
         assert await chaos(work)() == "real"
     assert "a function given to game failed" in caplog.text
     assert seen == []
@@ -391,7 +391,7 @@ async def test_it_is_switched_at_run_time():
     chaos = inject(error=OSError, enabled=False, name="x")
     guarded, stream, plain = chaos(work), chaos(counted), chaos(lambda: 1)
     assert (await guarded(), await drained(stream()), plain()) == ("real", [0, 1, 2], 1)
-    with capture_events() as seen:
+    with decisions() as seen:
         chaos.enable()
         chaos.enable()
         assert chaos.enabled
@@ -456,7 +456,7 @@ def test_it_ends_by_itself_after_a_time(clock):
     assert guarded() == 1
     clock.advance(0.1)
     assert not chaos.enabled
-    with capture_events() as seen:
+    with decisions() as seen:
         assert [guarded(), guarded()] == [0, 0]
     assert seen == [InjectionSwitched("day", False, "for_seconds")]
     chaos.enable()
@@ -479,7 +479,7 @@ def test_it_ends_by_itself_after_a_time(clock):
 def test_it_ends_by_itself_after_a_number_of_faults():
     chaos = inject(result=1, max_faults=2, name="day")
     guarded = chaos(lambda: 0)
-    with capture_events() as seen:
+    with decisions() as seen:
         assert [guarded() for _ in range(4)] == [1, 1, 0, 0]
     fault = FaultInjected("day", "result", 0.0)
     assert seen == [fault, fault, InjectionSwitched("day", False, "max_faults")]

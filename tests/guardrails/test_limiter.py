@@ -16,7 +16,7 @@ from guardrails.core.guard import Call
 from guardrails.core.outcome import IGNORED, SUCCESS, Outcome
 from guardrails.errors import Rejected
 from guardrails.gates.limiter import Drained, RateLimited, Reservation, limiter
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 CALL = Call((), {})
 
@@ -216,7 +216,7 @@ def test_wrong_amounts_are_misuse(gate, arguments):
 
 
 def test_drained_it_lets_nobody_in_until_then_and_fills_from_empty(gate, clock):
-    with capture_events() as seen:
+    with decisions() as seen:
         gate.drain(20)
     assert seen == [Drained("gate", 20)]
     clock.advance(19)
@@ -245,7 +245,7 @@ def test_a_throttled_call_drains_by_itself_when_it_says_for_how_long(gate, clock
     ticket, other = gate.try_enter(CALL), gate.try_enter(CALL)
     gate.settle(ticket, Outcome("throttled", OSError()))
     assert gate.available() == {"requests": 3}
-    with capture_events() as seen:
+    with decisions() as seen:
         gate.settle(other, Outcome("throttled", OSError(), 30.0))
     assert Drained("gate", 30.0) in seen
     clock.advance(30)
@@ -341,7 +341,7 @@ def test_it_describes_itself(clock):
 async def test_events(clock, idle):
     gate = limiter(name="gate", requests=1, per=10, queue=1, clock=clock)
     tokens = limiter(name="tokens", tokens=1, per=10, queue=0, cost=1, clock=clock)
-    with capture_events() as seen:
+    with decisions() as seen:
         async with anyio.create_task_group() as tasks:
             await gate(anyio.lowlevel.checkpoint)()
             tasks.start_soon(gate(anyio.lowlevel.checkpoint))

@@ -12,7 +12,7 @@ from guardrails.core.guard import Call
 from guardrails.core.outcome import IGNORED, SUCCESS, Outcome
 from guardrails.gates.limiter import AdaptiveRate, RateChanged, limiter
 from guardrails.gates.limiter.adaptive import Share
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 CALL = Call((), {})
 THROTTLED = Outcome("throttled")
@@ -29,7 +29,7 @@ def once(gate, outcome):
 
 def test_a_throttled_call_lowers_the_rate_and_successes_raise_it_again(clock):
     gate = adaptive(clock)
-    with capture_events() as seen:
+    with decisions() as seen:
         once(gate, THROTTLED)
         assert gate.share() == 0.5
         for share in (0.75, 1.0, 1.0):

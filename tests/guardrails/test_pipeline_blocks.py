@@ -11,7 +11,7 @@ from guardrails import admit, breaker, guard, timeout
 from guardrails.core.guard import Strategy
 from guardrails.core.pipeline import Layer
 from guardrails.errors import CircuitOpen, QueueFull, TimedOut
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 pytestmark = pytest.mark.anyio
 
@@ -205,7 +205,7 @@ async def test_a_block_left_in_another_context_says_so(gate):
 
 
 async def test_a_block_tells_its_events(gate):
-    with capture_events() as seen:
+    with decisions() as seen:
         async with gate:
             pass
     assert [type(event).__name__ for event in seen] == ["CallAdmitted", "CallSettled"]

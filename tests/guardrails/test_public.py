@@ -46,9 +46,14 @@ def test_the_import_loads_no_extra():
 
 def test_the_import_is_quick(tmp_path):
     # Compiled code comes from files, as it does for users. Processor time, and the least of several: what else the
-    # machine is busy with only ever adds.
-    script = "import time; t = time.process_time(); from guardrails import *; print(time.process_time() - t)"
-    assert any(float(python(script, PYTHONPYCACHEPREFIX=str(tmp_path)).stdout) < 0.120 for _ in range(20))
+    # machine is busy with only ever adds. Against what every asyncio program loads: machines differ.
+    script = (
+        "from time import process_time as now; a = now()\n"
+        "import asyncio, dataclasses, inspect, logging, pathlib; b = now()\n"
+        "from guardrails import *; print((now() - b) / (b - a))"
+    )
+    ratios = [float(python(script, PYTHONPYCACHEPREFIX=str(tmp_path)).stdout) for _ in range(20)]
+    assert min(ratios) < 1.4, ratios
 
 
 def test_the_import_is_free_of_warnings():

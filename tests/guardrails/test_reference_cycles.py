@@ -9,7 +9,20 @@ import weakref
 
 import pytest
 
-from guardrails import admit, breaker, bulkhead, cache, fallback, guard, hedge, inject, limiter, retry, timeout
+from guardrails import (
+    admit,
+    breaker,
+    bulkhead,
+    cache,
+    fallback,
+    guard,
+    hedge,
+    inject,
+    limiter,
+    retry,
+    subscribe,
+    timeout,
+)
 from guardrails.errors import TimedOut
 from tests.guardrails.conftest import FakeMemory
 
@@ -34,6 +47,14 @@ def errors():
     yield make
     gc.enable()
     gc.collect()
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["unheard", "heard"])
+def listens(request):
+    """Whether somebody listens to events: calls then pass through one function more."""
+    end = subscribe(lambda event: None) if request.param else lambda: None
+    yield
+    end()
 
 
 PIPELINES = {

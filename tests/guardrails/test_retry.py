@@ -16,7 +16,8 @@ from guardrails.errors import CircuitOpen, QueueFull, Rejected
 from guardrails.strategies.backoff import DecorrelatedJitter, FullJitter
 from guardrails.strategies.budget import RetryBudget
 from guardrails.strategies.retry import RetriesExhausted, RetryGaveUp, RetryScheduled, retry
-from guardrails.testing import FakeClock, capture_events
+from guardrails.testing import FakeClock
+from tests.guardrails.heard import decisions
 
 pytestmark = pytest.mark.anyio
 
@@ -112,7 +113,7 @@ async def test_an_error_that_takes_no_note_is_raised_without():
 @pytest.mark.parametrize("error", [HTTPError(404), HTTPError(401), Rejected("g"), CircuitOpen("b", retry_after=1)])
 async def test_what_is_ignored_is_never_tried_again(jumping, budget, error):
     flaky = Flaky(error)
-    with capture_events() as seen, pytest.raises(type(error)) as caught:
+    with decisions() as seen, pytest.raises(type(error)) as caught:
         await retry(budget=budget, clock=jumping)(flaky.work())()
     assert caught.value is error
     assert flaky.calls == 1
@@ -152,7 +153,7 @@ async def test_on_narrows(jumping):
 
 async def test_on_asks_for_what_is_otherwise_ignored(jumping):
     flaky = Flaky(HTTPError(409))
-    with capture_events() as seen:
+    with decisions() as seen:
         work = retry(on=lambda exc: exc.status_code == 409, wait=1, clock=jumping, name="r")(flaky.work())
         assert await work() == "ok"
     assert seen == [RetryScheduled("r", 2, 1, "ignored")]
@@ -219,7 +220,7 @@ async def test_a_longer_retry_after_than_allowed_fails_and_is_not_retried_early(
     # The openai client (before its PR 3555) fell back to a short wait there.
     error = HTTPError(429, 61)
     flaky = Flaky(error)
-    with capture_events() as seen, pytest.raises(HTTPError) as caught:
+    with decisions() as seen, pytest.raises(HTTPError) as caught:
         await retry(name="r", budget=budget, clock=jumping)(flaky.work())()
     assert caught.value is error
     assert flaky.calls == 1
@@ -231,7 +232,7 @@ async def test_a_longer_retry_after_than_allowed_fails_and_is_not_retried_early(
 
 async def test_a_wait_that_would_pass_the_deadline_is_not_begun(jumping):
     work = retry(attempts=9, wait=3, clock=jumping, name="r")(Flaky(*[ValueError()] * 9).work())
-    with capture_events() as seen, pytest.raises(ValueError) as caught, deadline_in(10, clock=jumping):
+    with decisions() as seen, pytest.raises(ValueError) as caught, deadline_in(10, clock=jumping):
         await work()
     assert jumping.waits == [3, 3, 3]
     assert caught.value.__notes__ == ["r: gave up after 4 attempts: the wait would pass the deadline"]
@@ -403,7 +404,7 @@ async def test_where_the_pipeline_counts_calls_a_first_success_costs_nothing(jum
 
 async def test_events(jumping):
     flaky = Flaky(ValueError(), HTTPError(429), ValueError())
-    with capture_events() as seen, pytest.raises(ValueError):
+    with decisions() as seen, pytest.raises(ValueError):
         await retry(attempts=3, wait=1, name="r", clock=jumping)(flaky.work())()
     assert seen == [
         RetryScheduled("r", 2, 1, "failure"),
@@ -455,7 +456,7 @@ def test_ctrl_c_in_a_wait_gives_back_what_was_paid(jumping):
 async def test_the_event_loop_is_not_blocked(jumping, budget):
     error = ValueError()
     flaky = Flaky(error)
-    with capture_events() as seen, pytest.raises(ValueError) as caught:
+    with decisions() as seen, pytest.raises(ValueError) as caught:
         retry(name="r", budget=budget, clock=jumping)(flaky.step)()
     assert caught.value is error
     assert flaky.calls == 1

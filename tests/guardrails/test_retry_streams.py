@@ -11,7 +11,8 @@ from guardrails import breaker, guard, timeout
 from guardrails.errors import CircuitOpen, TimedOut
 from guardrails.strategies.budget import RetryBudget
 from guardrails.strategies.retry import RetryGaveUp, RetryScheduled, retry
-from guardrails.testing import FakeClock, capture_events
+from guardrails.testing import FakeClock
+from tests.guardrails.heard import decisions
 
 pytestmark = pytest.mark.anyio
 
@@ -53,7 +54,7 @@ async def read(stream, into=None):
 async def test_an_error_before_the_first_item_is_retried(jumping):
     # llama_index's retry (its issue 21346) is inert on streams: it is over before the stream is read.
     source = Source([ValueError()], [ConnectionError()], [1, 2, 3])
-    with capture_events() as seen:
+    with decisions() as seen:
         assert await read(retry(wait=2, name="r", clock=jumping)(source.items())()) == [1, 2, 3]
     assert (source.opened, source.closed) == (3, 3)
     assert jumping.waits == [2, 2]
@@ -65,7 +66,7 @@ async def test_delivered_items_are_never_delivered_again(jumping):
     error = ValueError()
     source = Source([1, 2, error], [1, 2, 3])
     got = []
-    with capture_events() as seen, pytest.raises(ValueError) as caught:
+    with decisions() as seen, pytest.raises(ValueError) as caught:
         await read(retry(name="r", clock=jumping)(source.items())(), got)
     assert got == [1, 2]
     assert caught.value is error
@@ -212,7 +213,7 @@ async def test_cancelled_at_every_await_point_every_source_is_closed(steps, cloc
 async def test_each_attempt_passes_the_gates_further_in_once(jumping):
     source = Source([ValueError()], [ValueError()], [1, 2])
     circuit = breaker(name="b", fail_max=5, clock=jumping)
-    with capture_events() as seen:
+    with decisions() as seen:
         assert await read(guard(retry(clock=jumping), circuit)(source.items())()) == [1, 2]
     names = [type(event).__name__ for event in seen if event.source == "b"]
     assert names == ["CallAdmitted", "CallSettled"] * 3

@@ -12,7 +12,8 @@ import tenacity.asyncio.retry
 
 from guardrails.errors import Rejected
 from guardrails.strategies.retry import RetryGaveUp, retry
-from guardrails.testing import FakeClock, capture_events
+from guardrails.testing import FakeClock
+from tests.guardrails.heard import decisions
 
 pytestmark = pytest.mark.anyio
 
@@ -74,7 +75,7 @@ async def test_a_stop_of_ones_own(clock):
         return state.outcome.exception() is not None and state.attempt_number == 2
 
     work = failing()
-    with capture_events() as events, pytest.raises(ValueError) as caught:
+    with decisions() as events, pytest.raises(ValueError) as caught:
         await retry(wait=3, stop=stop, clock=clock, name="r")(work)(1, b=2)
     assert seen == [(1, (1,), {"b": 2}, 3, 0.0), (2, (1,), {"b": 2}, 3, 3)]
     assert events[-1] == RetryGaveUp("r", "stop", 2)

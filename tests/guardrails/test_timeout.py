@@ -9,7 +9,7 @@ import pytest
 from guardrails import admit, breaker, guard, timeout
 from guardrails.core.timers import BUCKET, wheel_of
 from guardrails.errors import TimedOut
-from guardrails.testing import capture_events
+from tests.guardrails.heard import decisions
 
 pytestmark = pytest.mark.anyio
 
@@ -129,7 +129,7 @@ async def test_only_the_timeout_that_cut_the_call_off_tells_of_it(clock, idle):
         with pytest.raises(TimedOut):
             await guard(timeout(30, clock=clock), timeout(5, clock=clock))(anyio.sleep_forever)()
 
-    with capture_events() as seen:
+    with decisions() as seen:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(call)
             await idle()

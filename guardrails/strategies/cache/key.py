@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import decimal
 import enum
 import functools
 import pathlib
 import sys
 import types
-import uuid
-import zoneinfo
 from collections.abc import Callable, Hashable, Mapping
 from hashlib import blake2b
 from operator import itemgetter
 from typing import Any
-
-import msgspec
 
 #: Texts and bytes longer than this are not kept as a part of the key: their digest is.
 LONG = 1024
@@ -207,17 +202,32 @@ def _fields(value: Any, kind: type) -> Any:
         return value.name
     if dataclasses.is_dataclass(kind):
         return {name: getattr(value, name) for name in _names_of(kind)}
-    if isinstance(value, msgspec.Struct):
+    if isinstance(value, _loaded("msgspec", "Struct")):
         return {name: getattr(value, name) for name in value.__struct_fields__}
     if isinstance(value, tuple) and hasattr(kind, "_fields"):  # a named tuple
         return list(value)
-    if kind in _BY_TEXT or isinstance(value, pathlib.PurePath):
+    if kind is complex or isinstance(value, pathlib.PurePath) or kind in _by_text():
         return str(value)
-    if kind in _BY_REPR and type(getattr(value, "tzinfo", None)) in _KNOWN_ZONES:
+    if kind in _BY_REPR and type(getattr(value, "tzinfo", None)) in _known_zones():
         return repr(value)
     if isinstance(value, type) and "<" not in value.__qualname__:
         return f"{value.__module__}.{value.__qualname__}"
     return None
+
+
+# Who has a value of these classes has loaded their modules: together they take longer to load than all of a cache.
+
+
+def _loaded(module: str, name: str) -> Any:
+    return getattr(sys.modules.get(module), name, ())
+
+
+def _by_text() -> tuple[Any, ...]:
+    return _loaded("uuid", "UUID"), _loaded("decimal", "Decimal")
+
+
+def _known_zones() -> tuple[Any, ...]:
+    return type(None), dt.timezone, _loaded("zoneinfo", "ZoneInfo")
 
 
 @functools.cache
@@ -226,8 +236,6 @@ def _names_of(kind: Any) -> tuple[str, ...]:
 
 
 _TEXT = frozenset({str})
-_BY_TEXT = frozenset({uuid.UUID, decimal.Decimal, complex})
 _BY_REPR = frozenset({dt.date, dt.datetime, dt.time, dt.timedelta, dt.timezone})
-_KNOWN_ZONES = frozenset({type(None), dt.timezone, zoneinfo.ZoneInfo})
 
 __all__ = ["NoKey", "chosen_key", "digest", "key_size", "local_key", "stable_name", "store_key"]
