@@ -8,9 +8,11 @@ the whole window: the slope must show in at least two of the window and its two 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from itertools import combinations, islice
+from collections.abc import Mapping
+from itertools import islice
 from statistics import median
+
+from guardrails.memory.leak.trend import theil_sen
 
 #: Readings that a trend keeps, and the fewest that it says anything from.
 _KEPT = 24
@@ -19,12 +21,6 @@ _FEWEST = 12
 _FADE = 0.995
 #: Requests of one size class are told apart from noise only from about this many on.
 _DOUBT = 4.0
-
-
-def theil_sen(samples: Sequence[tuple[float, float]]) -> float:
-    """The median slope between all pairs of (x, y); 0.0 where there is no pair of different x."""
-    slopes = [(y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in combinations(samples, 2) if x2 != x1]
-    return median(slopes) if slopes else 0.0
 
 
 class Trend:
