@@ -148,7 +148,7 @@ class EmbeddingRunner(Runner):
 
         pieces = as_pieces(texts, self.name)
         bodies = [(msgspec.msgpack.encode(piece), b"") for piece in pieces]
-        answers = await self._ask(bodies, timeout=timeout, redeliver=True)
+        answers = await self._ask(bodies, timeout=timeout, redeliver=True, operation="embeddings")
         rows = []
         for body, payload in answers:
             shape = msgspec.msgpack.decode(body, type=tuple[int, int])

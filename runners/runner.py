@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from guardrails.core import events
 from guardrails.core.deadline import wait_limit
 from guardrails.core.sizes import parse_size
 from runners.spec import Faults, Resources, WorkerSpec
 from runners.supervision.autoscale import Autoscale, as_autoscale
 from runners.supervision.limits import Limits
+from runners.supervision.report import Count, Report
 from runners.supervision.request import Answer, Request
 from runners.supervision.restart import RestartPolicy
 from runners.supervision.stats import RunnerStats
@@ -121,6 +123,7 @@ class Runner:
         self.name = name
         self.timeout = timeout
         self.grace = grace
+        self._model = os.path.basename(options.get("path") or options.get("function") or name)  # noqa: PTH119
         self._status_folder = wanted(publish_status)
         self._spec = WorkerSpec(
             name=name,
@@ -204,17 +207,33 @@ class Runner:
         timeout: float | None,
         redeliver: bool,
         affinity: int | None = None,
+        operation: str = "call",
+        count: Count | None = None,
     ) -> Answer:
-        """Put one request and wait for its answer; it is withdrawn if the caller leaves."""
+        """Put one request and wait for its answer; it is withdrawn if the caller leaves.
+
+        While somebody listens to events its end is told, as one of an `operation`, with the tokens that `count` finds
+        in the answer.
+        """
         supervisor = self._supervisor
-        request = supervisor.submit(
-            body, payload, seconds=self._seconds(timeout), redeliver=redeliver, affinity=affinity
-        )
+        seconds = self._seconds(timeout)
+        report = Report(self.name, operation, self._model, count) if events.sinks else None
         try:
-            return await request.future
-        except BaseException:
-            supervisor.withdraw(request)
+            request = supervisor.submit(body, payload, seconds=seconds, redeliver=redeliver, affinity=affinity)
+            if report is not None:
+                report.request = request
+            try:
+                answer = await request.future
+            except BaseException:
+                supervisor.withdraw(request)
+                raise
+        except BaseException as error:
+            if report is not None:
+                report.failed(error)
             raise
+        if report is not None:
+            report.end("answered", answer=answer)
+        return answer
 
     def _ask_stream(
         self,
@@ -225,6 +244,8 @@ class Runner:
         timeout: float | None,
         redeliver: bool,
         affinity: int | None = None,
+        operation: str = "stream",
+        count: Count | None = None,
     ) -> Stream:
         """Put one request whose answer comes in items, of which at most `window` are on the way. Read it in its block::
 
@@ -233,15 +254,24 @@ class Runner:
             items.answer                    # of the end
 
         Leaving the block early cancels the request. `timeout` is for the whole of it. An error comes after the items
-        before it. If the worker dies the request may be run again (`redeliver`) until an item was taken.
+        before it. If the worker dies the request may be run again (`redeliver`) until an item was taken. Its end is
+        told as that of `_ask_one`, when the block ends.
         """
         supervisor = self._supervisor
         seconds = self._seconds(timeout)
-        request = supervisor.submit(
-            body, payload, seconds=seconds, redeliver=redeliver, affinity=affinity, window=window
-        )
+        report = Report(self.name, operation, self._model, count) if events.sinks else None
+        try:
+            request = supervisor.submit(
+                body, payload, seconds=seconds, redeliver=redeliver, affinity=affinity, window=window
+            )
+        except BaseException as error:
+            if report is not None:
+                report.failed(error)
+            raise
         assert isinstance(request, StreamRequest)  # noqa: S101 - there is a window
-        return Stream(request, supervisor.dispatcher)
+        if report is not None:
+            report.request = request
+        return Stream(request, supervisor.dispatcher, report)
 
     async def _ask(
         self,
@@ -249,14 +279,29 @@ class Runner:
         *,
         timeout: float | None,
         redeliver: bool,
+        operation: str = "call",
     ) -> list[Answer]:
         """Put requests, a few at a time, and collect all answers, or the first error; what is not needed then is
-        withdrawn.
+        withdrawn. Their end is told as that of one: it is one call.
         """
         if len(bodies) == 1:
-            return [await self._ask_one(*bodies[0], timeout=timeout, redeliver=redeliver)]
-        supervisor = self._supervisor
+            return [await self._ask_one(*bodies[0], timeout=timeout, redeliver=redeliver, operation=operation)]
         seconds = self._seconds(timeout)
+        report = Report(self.name, operation, self._model, None) if events.sinks else None
+        try:
+            answers = await self._ask_all(bodies, seconds, redeliver=redeliver, report=report)
+        except BaseException as error:
+            if report is not None:
+                report.failed(error)
+            raise
+        if report is not None:
+            report.end("answered")
+        return answers
+
+    async def _ask_all(
+        self, bodies: Sequence[tuple[bytes, bytes]], seconds: float, *, redeliver: bool, report: Report | None
+    ) -> list[Answer]:
+        supervisor = self._supervisor
         began = time.monotonic()
         waiting: deque[Request] = deque()
         answers: list[Answer] = []
@@ -264,6 +309,8 @@ class Runner:
             for body, payload in bodies:
                 left = seconds - (time.monotonic() - began)
                 waiting.append(supervisor.submit(body, payload, seconds=left, redeliver=redeliver))
+                if report is not None and report.request is None:
+                    report.request = waiting[0]
                 if len(waiting) >= _OUTSTANDING:
                     answers.append(await waiting[0].future)
                     waiting.popleft()

@@ -125,3 +125,8 @@ def beginning(ask: Ask) -> int | None:
     if isinstance(ask, Complete):
         return zlib.crc32(_encode(ask.prompt[:_BEGINNING]))
     return None
+
+
+def operation_of(ask: Ask) -> str:
+    """What events call it: as OpenTelemetry's conventions for generative AI do."""
+    return "chat" if isinstance(ask, Chat) else "text_completion"

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from guardrails.core.events import Event
+
+if TYPE_CHECKING:
+    from runners.supervision.stats import RunnerStats
+
+#: Where sinks find what to count of these events, once the first one comes.
+__telemetry__ = "runners.telemetry.instruments"
+#: And what to say of them.
+__records__ = "runners.telemetry.records"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +37,17 @@ class WorkerReady(Event):
 
 @dataclass(frozen=True, slots=True)
 class WorkerExited(Event):
-    """A worker ended: `reason` is one word or two, `detail` a sentence, `stderr` its last lines."""
+    """A worker ended: `reason` is one word or two, `detail` a sentence, `stderr` its last lines.
+
+    So did one that could not be brought up (``start_failed``, unless it has another reason). `traceback` is then that
+    of the exception in the worker, if that was the cause.
+    """
 
     pid: int
     reason: str
     detail: str
     stderr: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +96,35 @@ class RunnerUnloaded(Event):
 
     reason: str
     freed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished(Event):
+    """A request of a runner is over, however it ended.
+
+    Attributes:
+        operation: ``chat``, ``text_completion``, ``embeddings``, ``tokenize``, ``call`` or ``stream``.
+        model: the model's file or the function's name, without folders.
+        outcome: ``answered``, ``failed``, ``expired`` or ``cancelled``.
+        error: the type of the error that the caller got; None when answered, or when he closed a stream.
+        seconds: from the call to its end, and `queued` of them before a worker had it.
+        first: seconds to the first token or item of a stream; None without one.
+        input_tokens: of the prompt or the texts, where the engine counts them, and `output_tokens` of the answer.
+    """
+
+    operation: str
+    model: str
+    outcome: str
+    error: str | None
+    seconds: float
+    queued: float
+    first: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSampled(Event):
+    """How a runner does, once a second."""
+
+    stats: RunnerStats

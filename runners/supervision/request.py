@@ -23,6 +23,7 @@ class Request:
         strikes: those among them that were not killed from outside, and so may have died of it.
         future: resolves once, with the answer or an error.
         accepted: when it came, on the loop's clock.
+        given_at: when the first worker had it; None before.
         affinity: what has the same goes to the same worker, if that has room; None: anywhere.
         abandoned_at: when its caller left, on the loop's clock; None while it waits.
     """
@@ -40,6 +41,7 @@ class Request:
         "deadline",
         "deaths",
         "future",
+        "given_at",
         "id",
         "on_expire",
         "payload",
@@ -68,6 +70,7 @@ class Request:
         self.future = future
         self.abandoned_at: float | None = None
         self.accepted = 0.0
+        self.given_at: float | None = None
         self.affinity: int | None = None
         self.slot = 0
         self.bucket: Bucket | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -91,3 +92,30 @@ class RunnerStats:
     restarts: dict[str, int]
     workers: tuple[WorkerStats, ...]
     growth_per_request: dict[int, int] = field(default_factory=dict)
+
+
+def runner_stats(
+    name: str,
+    state: str,
+    counts: Mapping[str, int],
+    *,
+    queued: int,
+    restarts: dict[str, int],
+    workers: tuple[WorkerStats, ...],
+    growth: dict[int, int],
+) -> RunnerStats:
+    """A snapshot of a runner; `counts` is the dispatcher's."""
+    return RunnerStats(
+        name=name,
+        state=state,
+        submitted=counts["submitted"],
+        answered=counts["answered"],
+        failed=counts["failed"],
+        expired=counts["expired"],
+        cancelled=counts["cancelled"],
+        redelivered=counts["redelivered"],
+        queued=queued,
+        restarts=restarts,
+        workers=workers,
+        growth_per_request=growth,
+    )

@@ -18,6 +18,7 @@ from typing import Protocol, Self
 
 import msgspec
 
+from runners.supervision.report import Report
 from runners.supervision.request import Answer, Request
 
 
@@ -123,29 +124,52 @@ class Source(Protocol):
 class Stream:
     """The reader's end: an async iterator of items, and a block that cancels what is left when it ends.
 
+    Args:
+        request: what is read.
+        source: the dispatcher.
+        report: of the request, if anybody listens: it ends with the block.
+
     Attributes:
         answer: what the stream ended with, after its last item; None before.
     """
 
-    def __init__(self, request: StreamRequest, source: Source) -> None:
+    def __init__(self, request: StreamRequest, source: Source, report: Report | None = None) -> None:
         self.answer: Answer | None = None
         self._request = request
         self._source = source
         self._untold = 0  # items taken that the worker does not know of
         self._batch = max(1, request.window // 2)
         self._closed = False
+        self._report = report
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, exc: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self.close(exc)
 
-    def close(self) -> None:
-        """Read no more. A request that has not ended is cancelled. Again, it does nothing."""
+    def close(self, why: BaseException | None = None) -> None:
+        """Read no more. A request that has not ended is cancelled, because of `why`. Again, it does nothing."""
         if not self._closed:
             self._closed = True
             self._source.withdraw(self._request)
+            report, self._report = self._report, None
+            if report is not None:
+                self._tell(report, why)
+
+    def _tell(self, report: Report, why: BaseException | None) -> None:
+        future = self._request.future
+        if not future.cancelled():
+            # What it came to in the worker, also for a reader that had left before it had seen that.
+            error = future.exception()
+            if error is not None:
+                report.failed(error)
+            else:
+                report.end("answered", answer=future.result())
+        elif why is None or isinstance(why, GeneratorExit):
+            report.end("cancelled")  # nobody got an error
+        else:
+            report.end("cancelled", type(why).__name__)
 
     def __aiter__(self) -> Self:
         return self
@@ -166,6 +190,8 @@ class Stream:
             await request.wait()
         item = request.buffer.popleft()
         request.taken += 1
+        if self._report is not None:
+            self._report.item()
         self._untold += 1
         if self._untold >= self._batch and not request.future.done():
             self._source.more(request, self._untold)

@@ -31,6 +31,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Literal
 
 from guardrails.core import events
+from guardrails.memory.monitor.names import forget_process, name_process
 from runners.errors import RunnerClosed, RunnerUnavailable, StartFailed, WrongEventLoop
 from runners.protocol.messages import Done, Failed
 from runners.spec import WorkerSpec
@@ -45,7 +46,7 @@ from runners.supervision.replace import Replacer
 from runners.supervision.request import Request
 from runners.supervision.restart import RestartPolicy
 from runners.supervision.scaling import keep_size
-from runners.supervision.stats import RunnerStats, worker_stats
+from runners.supervision.stats import RunnerStats, runner_stats, worker_stats
 from runners.supervision.watch import watch
 from runners.supervision.worker import Worker
 
@@ -295,6 +296,9 @@ class Supervisor:
         self.pool.coming.add(worker)
         try:
             await worker.start(timeout=self._start_timeout, budget=self.limits.soft, hard=self.limits.hard)
+        except Exception:
+            self._not_brought_up(worker)
+            raise
         finally:
             self.pool.coming.discard(worker)
         now = self._loop.time()
@@ -302,6 +306,7 @@ class Supervisor:
         term = self.limits.term(random.Random(worker.pid))  # noqa: S311 - no secret
         worker.memory.begin(now, load=self.load_seconds, term=term, baseline=worker.baseline)
         self.pool.expected = worker.baseline
+        name_process(worker.pid, self.spec.name, budget=self.limits.soft)
         if events.sinks:
             events.emit(WorkerReady(self.spec.name, worker.pid, worker.baseline, self.load_seconds))
         return worker
@@ -319,6 +324,14 @@ class Supervisor:
             self.set_state("ready")
         self.dispatcher.pump()
 
+    def _not_brought_up(self, worker: Worker) -> None:
+        exit, error = worker.exit, worker.load_error  # noqa: A001
+        if exit is None or not events.sinks:
+            return  # there was no process
+        # One that says why goes by an exit status, or is killed, for that; this is no news.
+        reason, traceback = (exit.label, "") if error is None else ("start_failed", error.traceback)
+        events.emit(WorkerExited(self.spec.name, worker.pid, reason, exit.describe(), exit.stderr, traceback))
+
     async def bring_into_service(self) -> None:
         """Both: a new worker that serves.
 
@@ -331,6 +344,7 @@ class Supervisor:
         in_service = worker in self.workers
         if in_service:
             self.workers.remove(worker)
+        forget_process(worker.pid)
         expected = exit.reason in ("drained", "stopped") and not worker.in_flight
         if events.sinks:
             events.emit(WorkerExited(self.spec.name, worker.pid, exit.label, exit.describe(), exit.stderr))
@@ -363,22 +377,22 @@ class Supervisor:
     # What it is now
 
     def stats(self) -> RunnerStats:
-        """A snapshot."""
-        counts = self.dispatcher.counts
-        now = self.asked_at = self._loop.time() if self.workers else 0.0
-        return RunnerStats(
-            name=self.spec.name,
-            state=self.state,
-            submitted=counts["submitted"],
-            answered=counts["answered"],
-            failed=counts["failed"],
-            expired=counts["expired"],
-            cancelled=counts["cancelled"],
-            redelivered=counts["redelivered"],
+        """A snapshot. Asked for regularly, it has exact readings of memory that are not old."""
+        if self.workers:
+            self.asked_at = self._loop.time()
+        return self.snapshot()
+
+    def snapshot(self) -> RunnerStats:
+        """A snapshot, from what is known anyhow."""
+        now = self._loop.time() if self.workers else 0.0
+        return runner_stats(
+            self.spec.name,
+            self.state,
+            self.dispatcher.counts,
             queued=self.dispatcher.queued,
             restarts=dict(self._exits),
             workers=tuple(worker_stats(worker, now, self.limits.soft) for worker in self.workers),
-            growth_per_request=self.growth.costs(),
+            growth=self.growth.costs(),
         )
 
     def count_replacement(self, reason: str) -> None:

@@ -11,7 +11,9 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
+from guardrails.core import events
 from guardrails.memory.reading import private_and_proportional, private_estimate
+from runners.supervision.events import RunnerSampled
 from runners.supervision.memory import in_thread
 from runners.supervision.worker import Worker
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 BUSY_INTERVAL = 0.05
 IDLE_INTERVAL = 0.1  # a worker that gets work in between must not outgrow its hard budget unseen
+#: While anybody listens to events, they are told how the runner does every so many seconds.
+SAMPLE_EVERY = 1.0
 #: Exact readings take at most a tenth of the time: after one that took so long, this many times that is waited.
 _EXACT_PAUSE = 10.0
 #: While somebody asks for `stats`, exact readings are at most so many seconds old.
@@ -29,6 +33,7 @@ EXACT_AGE = 5.0
 async def watch(supervisor: Supervisor) -> None:
     """Watch until cancelled."""
     loop = asyncio.get_running_loop()
+    sampled_at = float("-inf")
     while True:
         busy = any(worker.in_flight for worker in supervisor.workers)
         await asyncio.sleep(BUSY_INTERVAL if busy else IDLE_INTERVAL)
@@ -38,6 +43,9 @@ async def watch(supervisor: Supervisor) -> None:
                 _check_memory(supervisor, worker, now)
                 _check_progress(supervisor, worker, now)
                 _check_term(supervisor, worker, now)
+        if events.sinks and now - sampled_at >= SAMPLE_EVERY:
+            sampled_at = now
+            events.emit(RunnerSampled(supervisor.spec.name, supervisor.snapshot()))
 
 
 def _check_memory(supervisor: Supervisor, worker: Worker, now: float) -> None:

@@ -14,7 +14,19 @@ from guardrails.core.sizes import format_size
 from guardrails.memory.reading import private_and_proportional
 from runners.errors import BudgetTooSmall, StartFailed, start_error
 from runners.protocol.frames import ProtocolError
-from runners.protocol.messages import Cancel, Done, Drain, Failed, Item, LoadFailed, More, Ready, Submit, ToParent
+from runners.protocol.messages import (
+    Cancel,
+    Done,
+    Drain,
+    ErrorInfo,
+    Failed,
+    Item,
+    LoadFailed,
+    More,
+    Ready,
+    Submit,
+    ToParent,
+)
 from runners.spec import WorkerSpec
 from runners.supervision.exit import Exit
 from runners.supervision.memory import WorkerMemory, in_thread
@@ -42,6 +54,8 @@ class Worker:
         memory: what else is known of its memory.
         last_progress: when it last did something, on the loop's clock.
         retired: whether it was asked to go; what comes in its place is not for its exit to decide.
+        load_error: why it could not be loaded, where it said so itself.
+        exit: how it ended; None while it has not.
     """
 
     def __init__(
@@ -63,6 +77,8 @@ class Worker:
         self.answered = 0
         self.last_progress = 0.0
         self.retired = False
+        self.load_error: ErrorInfo | None = None
+        self.exit: Exit | None = None
         self._seen_progress = 0
         self._on_answer = on_answer
         self._on_exit = on_exit
@@ -144,6 +160,8 @@ class Worker:
         if idle:
             self.last_progress = now
         self.in_flight[request.id] = request
+        if request.given_at is None:
+            request.given_at = now
         left = None if request.deadline is None else max(0.0, request.deadline - now)
         message = Submit(request.id, left, request.strikes > 0, msgspec.Raw(request.body), request.window)
         self.process.send(message, request.payload, now=idle)  # an idle one should not wait for the loop to come round
@@ -214,6 +232,7 @@ class Worker:
             self.info = message.info
             self._ready.set_result(None)
         elif isinstance(message, LoadFailed) and not self._ready.done():
+            self.load_error = message.error
             self._ready.set_exception(start_error(message.error, self.spec.name))
 
     def _exited(self, exit: Exit) -> None:  # noqa: A002
@@ -222,6 +241,7 @@ class Worker:
         self.memory.hold.release()
         came_up = self.state != "starting"
         self.state = "exited"
+        self.exit = exit
         self._exit.set_result(exit)
         if not self._ready.done():
             self._ready.set_exception(self._start_failure(exit))

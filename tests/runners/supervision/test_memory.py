@@ -35,7 +35,7 @@ async def _leak_until_replaced(act, seen, callers=8):
 
 
 async def test_a_leaking_worker_is_replaced_by_one_beside_it_with_nothing_lost():
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("calls:act", memory="40MiB", memory_hard="1GiB") as act:
             answers = await _leak_until_replaced(act, seen)
             stats = act.stats()
@@ -59,7 +59,7 @@ async def test_a_leaking_worker_is_replaced_by_one_beside_it_with_nothing_lost()
 async def test_without_headroom_the_old_worker_goes_first_and_nothing_is_lost(monkeypatch):
     monkeypatch.setattr(pool, "headroom", lambda: 0)
     most = 0
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("calls:act", memory="40MiB", memory_hard="1GiB") as act:
             leaking = asyncio.create_task(_leak_until_replaced(act, seen))
             while not leaking.done():
@@ -81,7 +81,7 @@ async def test_without_headroom_the_old_worker_goes_first_and_nothing_is_lost(mo
 
 async def test_without_headroom_the_other_worker_serves_on(monkeypatch, until):
     monkeypatch.setattr(pool, "headroom", lambda: 0)
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("calls:act", workers=2, memory="40MiB", memory_hard="1GiB") as act:
             full = await act("leak", 60 * MIB)
             await until(lambda: any(isinstance(e, WorkerExited) and e.pid == full for e in seen))
@@ -94,7 +94,7 @@ async def test_without_headroom_the_other_worker_serves_on(monkeypatch, until):
 async def test_a_worker_that_ends_badly_while_it_is_retired_is_replaced_once(monkeypatch, until, tmp_path):
     monkeypatch.setattr(pool, "headroom", lambda: 0)
     mark = tmp_path / "mark"
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("calls:act", memory="40MiB", memory_hard="1GiB", idempotent=True) as act:
             act._supervisor.drain_timeout = 0.05
             leaking = asyncio.create_task(act("leak", 60 * MIB))
@@ -143,7 +143,7 @@ async def test_a_call_that_jumps_by_a_gigabyte_is_killed_in_time_and_refused_aft
     # Half a gigabyte above the baseline is beyond the hard budget whatever the baseline is.
     hard = 512 * MIB
     killed = []
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("memory_calls:act", memory_hard=hard, idempotent=True) as act:
             jumping = asyncio.create_task(act("climb", str(mark), hard, 1024 * MIB))
             await asyncio.sleep(0)
@@ -225,7 +225,7 @@ async def test_a_budget_below_the_baseline_is_refused_with_the_size_that_works()
 
 
 async def test_the_leak_on_purpose_leaks(until):
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner(
             "calls:echo", memory="40MiB", memory_hard="1GiB", faults=Faults(leak=4 * MIB)
         ) as echo:

@@ -13,7 +13,7 @@ from guardrails.testing import capture_events
 from runners import FunctionRunner
 from runners.errors import RunnerClosed, StartFailed
 from runners.supervision import pool
-from runners.supervision.events import WorkerReady, WorkerReplaced
+from runners.supervision.events import WorkerExited, WorkerReady, WorkerReplaced
 
 pytestmark = pytest.mark.anyio
 
@@ -71,7 +71,7 @@ class Load:
 
 
 async def test_after_so_many_requests_each_worker_is_replaced_one_at_a_time():
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("memory_calls:act", workers=2, max_requests=300) as act:
             load = Load(act)
             stats = await load.until(lambda: len(replacements(seen)) >= 4)
@@ -84,7 +84,7 @@ async def test_after_so_many_requests_each_worker_is_replaced_one_at_a_time():
 
 
 async def test_at_its_age_each_worker_is_replaced_one_at_a_time():
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("memory_calls:act", workers=2, max_age=0.6) as act:
             began = time.monotonic()
             load = Load(act)
@@ -95,7 +95,7 @@ async def test_at_its_age_each_worker_is_replaced_one_at_a_time():
 
 
 async def test_an_idle_worker_ages_too(until):
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("memory_calls:echo", max_age=0.4) as echo:
             (old,) = echo.stats().workers
             await until(lambda: replacements(seen))
@@ -104,7 +104,7 @@ async def test_an_idle_worker_ages_too(until):
 
 
 async def test_the_soft_budget_loses_nothing_either():
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("memory_calls:act", memory="60MiB", memory_hard="2GiB") as act:
             load = Load(act, "leak", 2 * MIB, 0.002)
             stats = await load.until(lambda: len(replacements(seen)) >= 3)
@@ -115,7 +115,7 @@ async def test_the_soft_budget_loses_nothing_either():
 
 async def test_what_does_not_fit_beside_the_old_one_comes_after_it_and_the_queue_is_held(monkeypatch):
     monkeypatch.setattr(pool, "headroom", lambda: 0)
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("memory_calls:act", workers=2, max_requests=300) as act:
             load = Load(act)
             await load.until(lambda: len(replacements(seen)) >= 2)
@@ -125,7 +125,7 @@ async def test_what_does_not_fit_beside_the_old_one_comes_after_it_and_the_queue
 
 async def test_a_forecast_has_the_new_worker_ready_before_the_budget_is_reached(until):
     largest: dict[int, int] = {}
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("memory_calls:leak", memory="60MiB", memory_hard="1GiB") as leak:
 
             async def caller():
@@ -144,7 +144,7 @@ async def test_a_forecast_has_the_new_worker_ready_before_the_budget_is_reached(
 
 
 async def test_growth_to_a_plateau_below_the_budget_is_left_alone():
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("memory_calls:leak", memory="80MiB", memory_hard="1GiB") as leak:
             for _ in range(25):
                 await leak(2 * MIB, 0.0)
@@ -162,7 +162,7 @@ async def test_growth_to_a_plateau_below_the_budget_is_left_alone():
 
 
 async def test_recycle_replaces_every_worker_once_and_calls_join():
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("memory_calls:act", workers=3) as act:
             before = {worker.pid for worker in act.stats().workers}
             load = Load(act)
@@ -187,7 +187,7 @@ async def test_recycle_goes_on_when_its_caller_leaves(until):
 
 
 async def test_recycle_waits_for_a_replacement_that_is_under_way(until):
-    with capture_events() as seen:
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("memory_calls:echo", max_requests=1) as echo:
             await echo(1)
             await until(lambda: echo._supervisor.replacing)

@@ -14,6 +14,7 @@ from runners.supervision.events import RunnerStateChanged, WorkerExited, WorkerR
 
 pytestmark = pytest.mark.anyio
 
+LIFE = (RunnerStateChanged, WorkerReady, WorkerExited, WorkerReplaced, events.RequestsRedelivered)
 START = [("RunnerStateChanged", "new", "starting"), ("WorkerReady", 0), ("RunnerStateChanged", "starting", "ready")]
 CLOSE = [("RunnerStateChanged", "ready", "draining"), ("RunnerStateChanged", "draining", "stopped")]
 
@@ -44,7 +45,7 @@ def told(seen):
 
 
 async def test_start_and_close():
-    with capture_events() as seen:
+    with capture_events(*LIFE) as seen:
         async with FunctionRunner("calls:act") as act:
             await act("echo")
     assert told(seen) == [*START, *CLOSE, ("WorkerExited", 0, "drained")]
@@ -52,7 +53,7 @@ async def test_start_and_close():
 
 async def test_a_crash(tmp_path, until):
     mark, go = tmp_path / "mark", tmp_path / "go"
-    with capture_events() as seen:
+    with capture_events(*LIFE) as seen:
         async with FunctionRunner("calls:act", idempotent=True) as act:
             import asyncio
 
@@ -79,7 +80,7 @@ async def test_a_crash(tmp_path, until):
 
 
 async def test_a_replacement(until):
-    with capture_events() as seen:
+    with capture_events(*LIFE) as seen:
         async with FunctionRunner("calls:act", memory="40MiB", memory_hard="1GiB") as act:
             await act("leak", 60 << 20)
             await until(lambda: any(isinstance(event, WorkerReplaced) for event in seen))
