@@ -1,0 +1,1 @@
+"""What the events of runners mean to the sinks of `guardrails.telemetry`, which do not know runners."""
