@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guardrails.core.errors import MissingExtra
-from runners.cli import generate
+from runners.cli import doctor, generate
 
 _DESCRIPTION = """\
 Models in supervised subprocesses: restarted when they pass a memory budget, without losing a request.
@@ -21,6 +21,7 @@ examples:
   runners complete model.gguf "Once upon a time"
   runners top                  the runners of your other programs, live
   runners top --once           the same, once
+  runners doctor               the checklist for production, run against this machine
 """
 _TOP = """\
 Shows the runners of this user's other programs: workers, memory against its budget, queue, rates and restarts.
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top.add_argument(
         "--folder", type=Path, metavar="PATH", help="where the status files are, if not in the usual place"
     )
+    doctor.add(commands)
     generate.add(commands)
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -79,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.command == "top":
         return _top(options)
+    if options.command == "doctor":
+        return doctor.run(options)
     if options.command in ("complete", "chat"):
         return generate.run(options)
     from runners.cli import demo as the_demo

@@ -92,7 +92,7 @@ def test_ctrl_c_ends_a_completion() -> None:
         (("chat", __file__), "is not a GGUF file"),
         (("complete", MODEL, "x", "--memory", "100MiB"), "it needs memory="),
         (("complete", MODEL, "x", "--memory", "much"), "memory"),
-        (("complete", MODEL, "x", "--slots", "0"), "slots takes 1 to 256"),
+        (("complete", MODEL, "x", "--slots", "0"), "slots takes 1 to 255"),
         (("complete", MODEL, "x", "--top-p", "7"), "top_p: takes a number from 0 to 1"),
         (("complete", MODEL, "word " * 600, *SHORT), "512"),
     ],
@@ -188,7 +188,9 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(chat: Terminal) -> None:
     chat.until(r"ship\.\r\n.*?\w+ \w+ \w+")  # it has begun
     chat.type("\x03")
     chat.until(r"Stopped\..*> ")
-    chat.type("half a line\x03")
+    chat.type("half a line")
+    chat.until("half a line")  # before the line editor waits, it may miss a signal until the next key
+    chat.type("\x03")
     chat.until(r"Ctrl-D or /exit leaves\..*> ")
     chat.type("/reset\n")
     chat.until(r"A new conversation\..*> ")
