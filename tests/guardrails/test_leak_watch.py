@@ -167,3 +167,14 @@ def test_a_sample_costs_next_to_nothing():
 def test_misuse_names_the_argument(arguments, error, message):
     with pytest.raises(error, match=message):
         LeakWatch(**arguments)
+
+
+def test_others_may_go_on_before_each_window_that_is_judged():
+    calls = []
+    watch = LeakWatch(between=lambda: calls.append(None))
+    for second in range(0, 4 * 3600, 10):
+        _ = watch.add(float(second), 2e8 + 1e5 * second)
+    # 240 looks: each at the shortest window and at that of an hour, and some at the one of five hours.
+    assert 400 < len(calls) < 3 * 240
+    with pytest.raises(TypeError, match="between"):
+        LeakWatch(between=3)

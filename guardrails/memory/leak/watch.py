@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from statistics import median
 from typing import Final
 
@@ -89,6 +90,7 @@ class LeakWatch:
         patience: how often in a row a window must say so, to raise the alarm or to clear it; once a minute, or as
             seldom as its buckets are complete.
         warm_up: seconds from the first sample on in which nothing is looked at.
+        between: called before each window that is judged, which takes a millisecond: a thread lets others go on there.
         resolution: seconds of the finest bucket, 10 by default. All windows, and the minute between two looks, scale
             with it: a test may take 0.1. What a day is does not.
 
@@ -100,8 +102,8 @@ class LeakWatch:
     """
 
     __slots__ = (
-        "_begin", "_bucket_ends", "_budget", "_least", "_look_at", "_patience", "_pending", "_resolution", "_share",
-        "_tiers", "_warm_up", "alarm",
+        "_begin", "_between", "_bucket_ends", "_budget", "_least", "_look_at", "_patience", "_pending", "_resolution",
+        "_share", "_tiers", "_warm_up", "alarm",
     )  # fmt: skip
 
     def __init__(
@@ -113,6 +115,7 @@ class LeakWatch:
         patience: int = 3,
         warm_up: float = 60.0,
         resolution: float = 10.0,
+        between: Callable[[], object] | None = None,
     ) -> None:
         if isinstance(patience, bool) or not isinstance(patience, int):
             raise TypeError(f"patience takes a whole number, not {type(patience).__name__}")
@@ -124,6 +127,9 @@ class LeakWatch:
         self._patience = patience
         self._warm_up = 0.0 if warm_up == 0 else _number("warm_up", warm_up)
         self._resolution = _number("resolution", resolution)
+        if between is not None and not callable(between):
+            raise TypeError(f"between takes a function without arguments, not {type(between).__name__}")
+        self._between = between
         self.reset()
 
     def reset(self) -> None:
@@ -174,6 +180,8 @@ class LeakWatch:
             if not tier.fresh or len(tier.kept) < _FEWEST:
                 continue
             tier.fresh = False
+            if self._between is not None:
+                self._between()
             if tier.raised is None:
                 self._look_for_a_leak(place, tier)
             else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from guardrails.core.sizes import format_size
@@ -72,7 +74,8 @@ class GrowthWatch(Protocol):
 
 
 def _leak_watch(budget: int | None) -> GrowthWatch:
-    return LeakWatch(budget=budget)
+    # A look is milliseconds of Python, and an event loop in another thread would wait for all of them.
+    return LeakWatch(budget=budget, between=partial(time.sleep, 0))
 
 
 class Growth:
