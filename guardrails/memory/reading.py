@@ -151,11 +151,13 @@ def _fields(path: str, names: tuple[bytes, ...]) -> dict[bytes, int]:
             text = file.read()
     except FileNotFoundError as error:
         raise ProcessLookupError(str(error)) from error
+    text = b"\n" + text
     found: dict[bytes, int] = {}
-    for line in text.splitlines():
-        name, _, rest = line.partition(b":")
-        if name + b":" in names:
-            found[name + b":"] = int(rest.split()[0]) * 1024
+    for name in names:
+        at = text.find(b"\n" + name)  # cheaper than to look at every line
+        if at >= 0:
+            at += len(name) + 1
+            found[name] = int(text[at : text.index(b"k", at)]) * 1024  # "  1234 kB"
     return found
 
 
