@@ -53,7 +53,8 @@ def _open(spec: dict[str, Any], sequences: int) -> tuple[Any, list[list[int]]]:
     """A context on the model, made as the runner makes it, and the chats' tokens."""
     from runners.protocol.generation import Chat, Sampling
     from runners.worker.engines.llama.logs import Log
-    from runners.worker.engines.llama.native import Context, Model
+    from runners.worker.engines.llama.model import Model
+    from runners.worker.engines.llama.native import Context
     from runners.worker.engines.llama.prompts import Prompts
 
     log = Log()

@@ -9,8 +9,9 @@ answers with what to compute next. Only the native part and the engine touch the
      ├─ slots        who is in the next batch, and who may come in        ┐
      │   └─ sharing      which sequence takes what from which             │ pure
      │       ├─ ledger       which sequence pays for which KV cell        │
+     │       ├─ store        what of ended requests is kept elsewhere     │
      │       └─ prefix       a radix tree over token ids                  ┘
-     ├─ text, template, grammar, tools      from messages to tokens, from tokens to text and tool calls
-     └─ native, sampler, logs               the library's calls, its samplers, its log
+     ├─ text, template, literal, grammar, tools      from messages to tokens, from tokens to text and tool calls
+     └─ model, native, sampler, logs        the library's file, calls and samplers, its log
 
 """

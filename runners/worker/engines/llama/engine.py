@@ -29,7 +29,8 @@ from runners.protocol.messages import ErrorInfo
 from runners.worker.engines.base import CANCELLED, EngineError, Job, Replies, Running, StepEngine
 from runners.worker.engines.llama.loading import Options, load, parse_options, stored_tokens
 from runners.worker.engines.llama.logs import Log
-from runners.worker.engines.llama.native import Context, DecodeFailed, Model
+from runners.worker.engines.llama.model import Model
+from runners.worker.engines.llama.native import Context, DecodeFailed
 from runners.worker.engines.llama.pooled import Pooled
 from runners.worker.engines.llama.prompts import Prompts
 from runners.worker.engines.llama.requests import Generation, Request

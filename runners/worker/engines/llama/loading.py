@@ -9,7 +9,8 @@ import msgspec
 
 from runners.worker.engines.base import EngineError
 from runners.worker.engines.llama.logs import Log
-from runners.worker.engines.llama.native import KV_TYPES, Context, Model
+from runners.worker.engines.llama.model import KV_TYPES, Model
+from runners.worker.engines.llama.native import Context
 
 _MIB = 2**20
 #: What is held beside the KV cache, at least: the interpreter, the library, its buffers.

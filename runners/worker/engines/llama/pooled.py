@@ -14,7 +14,8 @@ import numpy as np
 
 from runners.worker.engines.base import CANCELLED, EngineError, Job, Replies
 from runners.worker.engines.llama.logs import Log
-from runners.worker.engines.llama.native import Context, DecodeFailed, Model
+from runners.worker.engines.llama.model import Model
+from runners.worker.engines.llama.native import Context, DecodeFailed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ from runners.worker.engines.llama.literal import Literal, pieces
 from runners.worker.engines.llama.template import ChatTemplate
 
 if TYPE_CHECKING:
-    from runners.worker.engines.llama.native import Model
+    from runners.worker.engines.llama.model import Model
 
 #: Templates of callers that are kept compiled.
 _TEMPLATES = 8

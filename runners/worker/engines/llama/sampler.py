@@ -23,7 +23,7 @@ from runners.worker.engines.base import EngineError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runners.worker.engines.llama.native import Model
+    from runners.worker.engines.llama.model import Model
 
 _FORBIDDEN = -100.0
 _NO_WINDOW = 0
