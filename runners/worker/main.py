@@ -69,7 +69,7 @@ def _live(channel: Channel, board: Board) -> None:
         engine = make_engine(spec)
         info = engine.load()
     except EngineError as error:
-        _refuse(channel, LoadFailed(error.info()))
+        _refuse(channel, LoadFailed(error.info(trace=True)))
     except Exception as error:
         _refuse(channel, LoadFailed(exception_info(error)))
     channel.send(Ready(engine.capacity, info))

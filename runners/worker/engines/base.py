@@ -28,10 +28,13 @@ class EngineError(Exception):
         self.kind = kind
         self.numbers = numbers
 
-    def info(self) -> ErrorInfo:
-        """As it crosses to the parent, with the traceback of what it came from."""
-        trace = "" if self.__cause__ is None else "".join(traceback.format_exception(self.__cause__))
-        return ErrorInfo(kind=self.kind, message=_clean(str(self)), traceback=_clean(trace), numbers=self.numbers)
+    def info(self, *, trace: bool = False) -> ErrorInfo:
+        """As it crosses to the parent. With `trace`, with the traceback of what it came from: for a load only, since
+        that of a request can quote what its caller gave.
+        """
+        cause = self.__cause__ if trace else None
+        trace_text = "" if cause is None else "".join(traceback.format_exception(cause))
+        return ErrorInfo(kind=self.kind, message=_clean(str(self)), traceback=_clean(trace_text), numbers=self.numbers)
 
 
 class Job:

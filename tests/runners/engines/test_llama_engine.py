@@ -752,6 +752,25 @@ def test_what_cannot_be_brought_back_is_computed_again(tiny, monkeypatch):
     driver.nothing_left()
 
 
+def test_where_there_is_no_memory_for_a_prompt_it_is_computed_again(tiny, monkeypatch):
+    driver = Driver(tiny, **EXACT)
+
+    def full(*_):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("runners.worker.engines.llama.native.mmap.mmap", full)
+    before = kept(driver)
+    again = driver.run("system " + LONG, seed=1)
+    assert (again.cached_tokens, again.text) == (0, before.text)
+    driver.nothing_left()
+
+
+def test_an_error_of_a_request_brings_no_traceback(tiny):
+    error = Driver(tiny).error([5] * 5000)
+    assert error.kind == "prompt_too_long"
+    assert error.traceback == ""
+
+
 def test_memory_for_prefixes_counts_in_the_budget(tiny):
     needed = []
     for prefix_memory in (None, 0, 64 << 20):

@@ -202,7 +202,10 @@ class Context:
             size = int(lib.llama_state_seq_get_size(self._pointer, own))
             if size < 1:
                 return None
-            saved = mmap.mmap(-1, size)
+            try:
+                saved = mmap.mmap(-1, size)
+            except OSError:  # no memory for it: what is not kept is computed again
+                return None
             at = (ctypes.c_uint8 * size).from_buffer(saved)
             written = int(lib.llama_state_seq_get_data(self._pointer, at, size, own))
             del at  # a mapping that somebody points to cannot be closed
