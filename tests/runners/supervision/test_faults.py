@@ -16,13 +16,21 @@ def test_an_unknown_effect_is_refused():
         Faults(trigger="x", effect="sulk")
 
 
+_HARD = {"memory": "100MiB", "memory_hard": "200MiB"}
+
+
 @pytest.mark.parametrize(
-    ("effect", "words"),
-    [("crash", "SIGSEGV"), ("hang", "stuck"), ("deadlock", "stuck"), ("jump", "hard_budget")],
+    ("effect", "words", "options"),
+    [
+        ("crash", "SIGSEGV", {}),
+        ("hang", "stuck", {"heartbeat": 1.0}),
+        ("deadlock", "stuck", {"heartbeat": 1.0}),
+        ("jump", "hard_budget", _HARD),  # no heartbeat: a jump on a slow machine is also a long step
+    ],
+    ids=["crash", "hang", "deadlock", "jump"],
 )
-async def test_a_request_that_holds_the_trigger(effect, words):
+async def test_a_request_that_holds_the_trigger(effect, words, options):
     faults = Faults(trigger="boom", effect=effect)
-    options = {"heartbeat": 0.3, "memory": "100MiB", "memory_hard": "200MiB"}
     async with FunctionRunner("calls:echo", idempotent=True, faults=faults, **options) as echo:
         assert await echo("bo om") == "bo om"
         with pytest.raises(PoisonedRequest, match=words):
