@@ -187,12 +187,15 @@ async def jump(options: Options) -> AsyncIterator[Result]:
             ended = [(event.pid, when) for when, event in ends if event.reason in ("hard_budget", "oom_kill")]
             await asyncio.sleep(0.5)
         slowest = max((when - passed.get(pid, when) for pid, when in ended), default=float("nan"))
+        # Cut short, this is a test of what happens, on a machine that may do something else: before the jump ends by
+        # itself, which is after a second. How quick it is, is for the whole run to measure.
+        allowed = 0.25 if options.seconds >= _WHOLE else 1.0
         yield Result(
             side.name,
             f"killed at most {slowest * 1e3:.0f} ms after passing it, "
             f"culprit {'quarantined' if poisoned else 'NOT quarantined'} after {len(ended)}; "
             f"of {crowd.asked:,} others {crowd.lost} lost",
-            poisoned and len(ended) == 2 and slowest < 0.25 and crowd.lost == crowd.twice == 0,
+            poisoned and len(ended) == 2 and slowest < allowed and crowd.lost == crowd.twice == 0,
         )
 
 

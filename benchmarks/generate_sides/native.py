@@ -97,7 +97,7 @@ def rounding(spec: dict[str, Any]) -> float:
             context.decode([(i, len(todo[i]) + step, (int(best[i]),), True) for i in range(count)])
             rows = context.logits(count).copy()
         for seq in range(count):
-            context.remove(seq)
+            context.cache.remove(seq)
     return worst
 
 
@@ -125,7 +125,7 @@ def bare(spec: dict[str, Any]) -> dict[str, float]:
     context, todo = _open(spec, count)
     for _ in range(4):  # warm
         context.decode([(0, 0, todo[0][:64], True)])
-        context.remove(0)
+        context.cache.remove(0)
 
     began = time.perf_counter()
     tokens = _prompt(context, todo, together=True).argmax(axis=1)

@@ -92,7 +92,7 @@ def test_ctrl_c_ends_a_completion() -> None:
         (("chat", __file__), "is not a GGUF file"),
         (("complete", MODEL, "x", "--memory", "100MiB"), "it needs memory="),
         (("complete", MODEL, "x", "--memory", "much"), "memory"),
-        (("complete", MODEL, "x", "--slots", "0"), "slots takes 1 to 255"),
+        (("complete", MODEL, "x", "--slots", "0"), "slots takes 1 to 254"),
         (("complete", MODEL, "x", "--top-p", "7"), "top_p: takes a number from 0 to 1"),
         (("complete", MODEL, "word " * 600, *SHORT), "512"),
     ],

@@ -24,9 +24,15 @@ TEMPLATE = (
 
 
 def write(
-    path: Path, *, seed: int = 1, architecture: str = "llama", template: str | None = TEMPLATE, nan: bool = False
+    path: Path,
+    *,
+    seed: int = 1,
+    architecture: str = "llama",
+    template: str | None = TEMPLATE,
+    nan: bool = False,
+    weights: str = "F32",
 ) -> Path:
-    """Write the model. With `nan` what it computes is not a number."""
+    """Write the model. With `nan` what it computes is not a number. `weights` are gguf's name of their format."""
     out = gguf.GGUFWriter(path, architecture)
     out.add_name("tiny")
     out.add_context_length(8192)
@@ -47,7 +53,8 @@ def write(
 
     def add(name: str, *shape: int, scale: float = 1.0) -> None:
         values = random.normal(0, scale / np.sqrt(shape[-1]), shape).astype(np.float32)
-        out.add_tensor(name, values)
+        kind = gguf.GGMLQuantizationType[weights]
+        out.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
     add("token_embd.weight", VOCABULARY, EMBD, scale=8)
     ones = np.ones(EMBD, np.float32)

@@ -13,5 +13,7 @@ answers with what to compute next. Only the native part and the engine touch the
      │       └─ prefix       a radix tree over token ids                  ┘
      ├─ text, template, literal, grammar, tools      from messages to tokens, from tokens to text and tool calls
      └─ model, native, sampler, logs        the library's file, calls and samplers, its log
+                 └─ cache        the KV cache
+                     └─ cells    the order of its cells, and when to tidy up     pure
 
 """

@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Sequence
-from mmap import mmap
 from typing import Any
 
 import msgspec
@@ -27,6 +26,7 @@ import numpy as np
 from runners.protocol.generation import Ask, Chat, Complete, Embed, Sampling, Tokenize
 from runners.protocol.messages import ErrorInfo
 from runners.worker.engines.base import CANCELLED, EngineError, Job, Replies, Running, StepEngine
+from runners.worker.engines.llama.cache import Saved
 from runners.worker.engines.llama.loading import Options, load, parse_options, stored_tokens
 from runners.worker.engines.llama.logs import Log
 from runners.worker.engines.llama.model import Model
@@ -73,7 +73,7 @@ class LlamaEngine(StepEngine):
         self._sending: list[Request] = []  # whose readers have taken something
         self._generations: dict[int, Generation] = {}
         self._numbers = itertools.count(1)
-        self._saved: dict[int, mmap] = {}  # by the keys of the store
+        self._saved: dict[int, Saved] = {}  # by the keys of the store
         self._model: Model
         self._context: Context
         self._slots: Slots
@@ -101,7 +101,7 @@ class LlamaEngine(StepEngine):
         context.decode([(0, 0, [max(0, model.begin_token)], True)])
         if not np.isfinite(context.logits(1)).any():
             raise EngineError("model_invalid", f"{options.path!r} is damaged: what it computes are no numbers")
-        context.remove(0)
+        context.cache.remove(0)
         return {
             "model": options.path,
             "architecture": model.architecture,
@@ -243,13 +243,13 @@ class LlamaEngine(StepEngine):
     def _run(self, commands: Sequence[Command]) -> None:
         for command in commands:
             if isinstance(command, Copy):
-                self._context.copy(command.source, command.seq, command.length)
+                self._context.cache.copy(command.source, command.seq, command.length)
             elif isinstance(command, Remove):
-                self._context.remove(command.seq)
+                self._context.cache.remove(command.seq)
             elif isinstance(command, Truncate):
-                self._context.truncate(command.seq, command.length)
+                self._context.cache.truncate(command.seq, command.length)
             elif isinstance(command, Keep):
-                saved = self._context.save(command.seq, command.start, command.end)
+                saved = self._context.cache.save(command.seq, command.start, command.end)
                 if saved is not None:
                     self._saved[command.key] = saved
             elif isinstance(command, Load):
@@ -259,7 +259,7 @@ class LlamaEngine(StepEngine):
 
     def _load_prefix(self, command: Load) -> None:
         parts = [(self._saved.get(part.key), part.start, part.end) for part in command.parts]
-        if not self._context.restore(command.seq, parts):
+        if not self._context.cache.restore(command.seq, parts):
             self._run(self._slots.not_loaded(command.seq))
 
     def _compute(self, pieces: Sequence[Piece], replies: Replies) -> None:
@@ -282,7 +282,7 @@ class LlamaEngine(StepEngine):
             return
         if failure.code != _NO_PLACE:
             # A part may have been computed. A memory that cannot take it back (a recurrent one) has lost that sequence.
-            lost = [piece for piece in pieces if not self._context.truncate(piece.seq, piece.start)]
+            lost = [piece for piece in pieces if not self._context.cache.truncate(piece.seq, piece.start)]
             for piece in lost:
                 self._fail(piece, failure, replies)
             pieces = [piece for piece in pieces if piece.job in self._generations]

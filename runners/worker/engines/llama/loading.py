@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from runners.worker.engines.base import EngineError
+from runners.worker.engines.llama.cache import KvCache
 from runners.worker.engines.llama.logs import Log
 from runners.worker.engines.llama.model import KV_TYPES, Model
 from runners.worker.engines.llama.native import Context
@@ -20,7 +21,7 @@ _PER_CELL = 32
 #: From 64 tokens on llama.cpp's flash attention for CPUs works in tiles, and rounds in another way.
 _CPU_BATCH, _GPU_BATCH = 63, 512
 #: Of ids.
-_MOST_SEQUENCES = 255  # its limit is 256, and one is ours
+_MOST_SEQUENCES = 256 - KvCache.OWN
 #: Bytes of 32 elements; smaller ones are quantised.
 _HALVES = 64
 
@@ -146,6 +147,7 @@ def load(options: Options, log: Log) -> tuple[Model, Context]:
         flash_attention=options.flash_attention,
         unified=True,
         log=log,
+        movable=movable_cells(options, model),
     )
     return model, context
 
@@ -182,3 +184,20 @@ def stored_tokens(options: Options, model: Model) -> int:
         if options.memory is not None:  # a default must not be what makes a budget too small
             kept = min(kept, max(0, options.memory - kv - _BESIDE) // 2)
     return kept // (kv // options.context + _PER_CELL)
+
+
+def movable_cells(options: Options, model: Model) -> int:
+    """Cells that may be copied for a moment, to keep each sequence's in order; 0 where order makes no difference.
+
+    Where attention is not llama.cpp's flash attention for CPUs, results depend on the place of a cell, not only on the
+    order. And of a window that slides the library reuses the cells as it likes.
+    """
+    kv = model.kv_bytes(options.context, options.kv_type, options.kv_type)
+    if kv == 0 or not options.flash_attention or options.gpu_layers != 0 or model.slides:
+        return 0
+    movable = options.context // 2
+    if options.memory is not None:
+        cell = kv // options.context
+        free = options.memory - kv - _BESIDE - stored_tokens(options, model) * (cell + _PER_CELL)
+        movable = min(movable, max(0, free) // (cell + _PER_CELL))
+    return movable

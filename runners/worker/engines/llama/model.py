@@ -50,6 +50,7 @@ class Model:
         self.trained_context = int(lib.llama_model_n_ctx_train(self._pointer))
         self.bytes = int(lib.llama_model_size(self._pointer))
         self.recurrent = bool(lib.llama_model_is_recurrent(self._pointer) or lib.llama_model_is_hybrid(self._pointer))
+        self.slides = int(lib.llama_model_n_swa(self._pointer)) > 0
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
 

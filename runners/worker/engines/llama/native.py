@@ -1,4 +1,4 @@
-"""The raw llama calls on a context: its KV cache, and batches that are written through numpy.
+"""The raw llama calls on a context: batches that are written through numpy, and what was computed of them.
 
 The classes of llama-cpp-python are not used for generation: its batches begin at position 0, and its `decode` hides the
 codes that say what can be tried again.
@@ -10,7 +10,6 @@ checks what it is given before the library sees it.
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from llama_cpp import llama_cpp as lib
 
 from runners.worker.engines.base import EngineError
+from runners.worker.engines.llama.cache import KvCache
 from runners.worker.engines.llama.logs import Log
 from runners.worker.engines.llama.model import KV_TYPES, Model
 
@@ -38,6 +38,9 @@ class DecodeFailed(Exception):
 class Context:
     """A KV cache of `cells`, which all `sequences` share, and what computes on it.
 
+    Args:
+        movable: cells that may be copied into plain memory for a moment, see `KvCache`.
+
     Raises:
         EngineError: ``memory``: the library could not make it.
     """
@@ -56,11 +59,12 @@ class Context:
         unified: bool,
         log: Log,
         pooled: bool = False,
+        movable: int = 0,
     ) -> None:
         params = lib.llama_context_default_params()
         params.n_ctx = cells
         params.n_batch = params.n_ubatch = batch
-        params.n_seq_max = sequences + (not pooled)  # and one to save and restore by
+        params.n_seq_max = sequences + (0 if pooled else KvCache.OWN)
         params.n_threads = params.n_threads_batch = threads
         params.type_k, params.type_v = KV_TYPES[type_k][0], KV_TYPES[type_v][0]
         params.flash_attn_type = 1 if flash_attention else 0
@@ -86,6 +90,7 @@ class Context:
         self._memory = lib.llama_get_memory(self._pointer)
         if not self._memory and not pooled:
             raise EngineError("model_unsupported", "the model does not generate text; it is an encoder")
+        self.cache = KvCache(self._pointer, size=self.cells, sequences=sequences, movable=movable)
         self._token = np.zeros(batch, np.int32)
         self._pos = np.zeros(batch, np.int32)
         self._seq = np.zeros(batch, np.int32)
@@ -141,9 +146,11 @@ class Context:
                 self._wanted[end - 1] = wanted
             count += size
         self._batch.n_tokens = count
+        self.cache.make_room(count)
         code = int(lib.llama_decode(self._pointer, self._batch))
         if code != 0:
             raise DecodeFailed(code)
+        self.cache.placed(pieces)
 
     def decode_pooled(self, seqs: Sequence[tuple[int, Sequence[int]]]) -> NDArray[np.float32]:
         """One vector for each ``(sequence, tokens)``, of a context made with `pooled`: float32, sequences x dim."""
@@ -174,61 +181,3 @@ class Context:
             self._rows = (at, rows, np.frombuffer(data, np.float32).reshape(rows, self._vocab))
         found: NDArray[np.float32] = self._rows[2]
         return found
-
-    # The KV cache
-
-    def copy(self, source: int, seq: int, length: int) -> None:
-        """`seq` shares the first `length` cells of `source`."""
-        lib.llama_memory_seq_cp(self._memory, source, seq, 0, length)
-
-    def truncate(self, seq: int, length: int) -> bool:
-        """`seq` keeps its first `length` cells; whether the memory can do that."""
-        return bool(lib.llama_memory_seq_rm(self._memory, seq, length, -1))
-
-    def remove(self, seq: int) -> None:
-        """`seq` has no cells any more. All of a sequence can always be removed."""
-        lib.llama_memory_seq_rm(self._memory, seq, -1, -1)
-
-    # Sequences in plain memory. One sequence id is this class's own: the last.
-
-    def save(self, seq: int, start: int, end: int) -> mmap.mmap | None:
-        """The cells of `seq` from position `start` to before `end`, as the library writes them; None if it cannot.
-
-        In a mapping of its own, which is given back to the system as soon as nobody refers to it.
-        """
-        own = self.sequences
-        lib.llama_memory_seq_cp(self._memory, seq, own, start, end)
-        try:
-            size = int(lib.llama_state_seq_get_size(self._pointer, own))
-            if size < 1:
-                return None
-            try:
-                saved = mmap.mmap(-1, size)
-            except OSError:  # no memory for it: what is not kept is computed again
-                return None
-            at = (ctypes.c_uint8 * size).from_buffer(saved)
-            written = int(lib.llama_state_seq_get_data(self._pointer, at, size, own))
-            del at  # a mapping that somebody points to cannot be closed
-        finally:
-            self.remove(own)
-        return saved if written == size else None
-
-    def restore(self, seq: int, parts: Sequence[tuple[mmap.mmap | None, int, int]]) -> bool:
-        """Give `seq`, which has no cells, those of each ``(saved, start, end)``; whether all could be had."""
-        own = self.sequences
-        for saved, start, end in parts:
-            if saved is None:
-                return False
-            at = (ctypes.c_uint8 * len(saved)).from_buffer(saved)
-            read = int(lib.llama_state_seq_set_data(self._pointer, at, len(saved), own))
-            del at
-            if read:
-                lib.llama_memory_seq_cp(self._memory, own, seq, start, end)
-            self.remove(own)
-            if not read:
-                return False
-        return self.last_position(seq) == parts[-1][2] - 1
-
-    def last_position(self, seq: int) -> int:
-        """Of the last cell that `seq` has; -1 if it has none."""
-        return int(lib.llama_memory_seq_pos_max(self._memory, seq))
