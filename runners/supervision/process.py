@@ -292,7 +292,7 @@ class WorkerProcess:
             self.board = None
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(asyncio.BufferedProtocol):
     """The socket's reading side."""
 
     def __init__(self, process: WorkerProcess) -> None:
@@ -303,9 +303,12 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's interface
+        return self._decoder.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            frames = self._decoder.feed(data)
+            frames = self._decoder.received(nbytes)
         except ProtocolError as error:
             self._process.broken(error)
             if self._transport is not None:
