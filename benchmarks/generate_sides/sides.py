@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -106,13 +107,24 @@ async def measure_runner(setting: Setting, load: Load, number: int, found: Figur
         await _measure(listen, load, number, frozenset(PARTS), found)
         raw = FunctionRunner("benchmarks.generate_sides.native:llama_alone", name="llama-alone")
         async with raw:
-            both: list[tuple[float, float]] = []
-            for asked in chats(number + 150, _PAIRS + 1):
+
+            async def ours(asked: Messages) -> float:
                 (heard,) = await ask_all(listen, [asked], load.most, at_once=1)
-                rate = await raw(setting.path, setting.context, setting.threads, asked, load.most)
-                both.append((decode_rate([heard]), rate))
-        found["beside"] = statistics.median(ours for ours, _ in both[1:])  # the first one loads
-        found["llama beside"] = statistics.median(theirs for _, theirs in both[1:])
+                return decode_rate([heard])
+
+            async def theirs(asked: Messages) -> float:
+                rate: float = await raw(setting.path, setting.context, setting.threads, asked, load.most)
+                return rate
+
+            both: list[tuple[float, float]] = []
+            for pair, asked in enumerate(chats(number + 150, _PAIRS + 1)):
+                rates = {}
+                for side in (ours, theirs) if pair % 2 else (theirs, ours):
+                    await asyncio.sleep(_REST)
+                    rates[side] = await side(asked)
+                both.append((rates[ours], rates[theirs]))
+        found["beside"] = statistics.median(rate for rate, _ in both[1:])  # the first one loads
+        found["llama beside"] = statistics.median(rate for _, rate in both[1:])
 
 
 async def measure_server(
@@ -123,7 +135,9 @@ async def measure_server(
         await _measure(listen, load, number, parts, found)
 
 
-#: Chats of the runner and of the `Llama` object in turns.
+#: Seconds before each: the library's threads spin on for a moment after their last token.
+_REST = 0.2
+#: Chats of the runner and of the `Llama` object in turns, each of the two first every other time.
 _PAIRS = 8
 #: Beside the load: 16 chats at once, one alone, 16 with one system prompt.
 PARTS = ("decode", "alone", "shared")

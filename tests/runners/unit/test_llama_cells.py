@@ -121,6 +121,13 @@ def test_a_lone_token_is_worth_one_where_the_library_would_halve_its_work(alive,
     assert (cells.wasteful(1), cells.wasteful(2)) == (worth, False)
 
 
+@pytest.mark.parametrize(("alive", "dead", "untidy"), [(100, 25, False), (100, 26, True), (0, 1, True), (0, 0, False)])
+def test_while_there_is_nothing_to_do_less_is_worth_it(alive, dead, untidy):
+    cells = Cells(4096)
+    cells.placed(0, alive, dead=dead)
+    assert cells.untidy is untidy
+
+
 def test_what_fits():
     cells = Cells(10)
     cells.placed(0, 8)

@@ -103,6 +103,11 @@ class KvCache:
             self._ordered = False
             lib.llama_memory_seq_rm(self._memory, self._grave, -1, -1)
 
+    def tidy(self) -> bool:
+        """There is nothing to compute: do now what would hold somebody up later. Whether there was anything to do."""
+        cells = self._cells
+        return self._ordered and cells.untidy and cells.used <= self._movable and self._compact()
+
     def placed(self, pieces: Sequence[tuple[int, int, Sequence[int], bool]]) -> None:
         """These pieces of a batch have been computed, see `Context.decode`."""
         for seq, _, tokens, _ in pieces:

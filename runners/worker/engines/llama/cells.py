@@ -71,6 +71,11 @@ class Cells:
         dead = self.head - self.used
         return dead > self.used // 3 + _SLACK or (count == 1 and self.used < _HALVED <= self.head)
 
+    @property
+    def untidy(self) -> bool:
+        """Whether a compaction is worth its cost while there is nothing else to do."""
+        return self.head - self.used > self.used // 4
+
     def length(self, seq: int) -> int:
         """How many cells a sequence has."""
         return sum(segment.length for segment in self._segments.get(seq, ()))

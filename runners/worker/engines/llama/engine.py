@@ -172,7 +172,7 @@ class LlamaEngine(StepEngine):
         if not pieces:
             commands = self._slots.tidy()
             self._run(commands)
-            return worked or bool(commands)
+            return worked or bool(commands) or (not self._slots.live and self._context.cache.tidy())
         running.begin(list({self._generations[piece.job].request.job.id: None for piece in pieces}))
         try:
             self._compute(pieces, replies)
