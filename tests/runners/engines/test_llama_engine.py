@@ -18,9 +18,9 @@ pytest.importorskip("jinja2")
 from runners.protocol.generation import Chat, Complete, Completion, Embed, Piece, Sampling, Tokenize
 from runners.protocol.messages import Submit
 from runners.worker.engines.base import EngineError, Job
+from runners.worker.engines.llama import loading
 from runners.worker.engines.llama.cache import KvCache
 from runners.worker.engines.llama.engine import LlamaEngine
-from runners.worker.engines.llama.loading import movable_cells
 from runners.worker.engines.llama.native import Context, DecodeFailed
 from runners.worker.engines.llama.sampler import logprob
 
@@ -431,9 +431,18 @@ def test_without_memory_for_the_copies_nothing_is_written_anew(tiny, monkeypatch
         ({"memory": (96 << 20) + 262_144}, 0),
     ],
 )
-def test_how_much_may_be_copied_for_a_moment(tiny, options, movable):
+def test_how_much_may_be_copied_for_a_moment(tiny, monkeypatch, options, movable):
     engine = Driver(tiny, context=512, **options).engine
-    assert movable_cells(engine._options, engine._model) == movable
+    monkeypatch.setattr(loading, "private", lambda: 40 << 20)
+    assert loading.movable_cells(engine._options, engine._model) == movable
+    monkeypatch.setattr(loading, "private", lambda: (96 << 20) + 50_496)  # as where weights are copied
+    assert loading.movable_cells(engine._options, engine._model) == (0 if "memory" in options else movable)
+
+
+def test_what_this_process_holds_for_itself():
+    before = loading.private()
+    held = b"\x01" * (64 << 20)
+    assert loading.private() - before == pytest.approx(len(held), rel=0.1)
 
 
 def test_seeds_and_chance_differ(driver):

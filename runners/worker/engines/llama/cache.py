@@ -45,8 +45,13 @@ class KvCache:
             wherever the library puts them.
     """
 
-    #: Sequence ids that it needs for itself.
+    #: Sequence ids that it needs for itself, at most.
     OWN: ClassVar[int] = 2
+
+    @classmethod
+    def own(cls, movable: int) -> int:
+        """Those that it needs. A recurrent model's cost memory, and it has no order to keep."""
+        return cls.OWN if movable else 1
 
     def __init__(self, context: Any, *, size: int, sequences: int, movable: int = 0) -> None:
         self._context = context

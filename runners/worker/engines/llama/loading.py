@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -186,8 +188,18 @@ def stored_tokens(options: Options, model: Model) -> int:
     return kept // (kv // options.context + _PER_CELL)
 
 
+def private() -> int:
+    """Bytes that this process holds and shares with nobody; 0 where the system does not say."""
+    try:
+        _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    except OSError:
+        return 0
+    return (int(resident) - int(shared)) * mmap.PAGESIZE
+
+
 def movable_cells(options: Options, model: Model) -> int:
-    """Cells that may be copied for a moment, to keep each sequence's in order; 0 where order makes no difference.
+    """Cells that may be copied for a moment, to keep each sequence's in order; 0 where that would make no difference.
+    Asked when the model is loaded and its cache is not there yet.
 
     Where attention is not llama.cpp's flash attention for CPUs, results depend on the place of a cell, not only on the
     order. And of a window that slides the library reuses the cells as it likes.
@@ -198,6 +210,7 @@ def movable_cells(options: Options, model: Model) -> int:
     movable = options.context // 2
     if options.memory is not None:
         cell = kv // options.context
-        free = options.memory - kv - _BESIDE - stored_tokens(options, model) * (cell + _PER_CELL)
+        beside = max(_BESIDE, private())  # with the weights that were copied to compute faster
+        free = options.memory - kv - beside - stored_tokens(options, model) * (cell + _PER_CELL)
         movable = min(movable, max(0, free) // (cell + _PER_CELL))
     return movable

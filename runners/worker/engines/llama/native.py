@@ -64,7 +64,7 @@ class Context:
         params = lib.llama_context_default_params()
         params.n_ctx = cells
         params.n_batch = params.n_ubatch = batch
-        params.n_seq_max = sequences + (0 if pooled else KvCache.OWN)
+        params.n_seq_max = sequences + (0 if pooled else KvCache.own(movable))
         params.n_threads = params.n_threads_batch = threads
         params.type_k, params.type_v = KV_TYPES[type_k][0], KV_TYPES[type_v][0]
         params.flash_attn_type = 1 if flash_attention else 0
