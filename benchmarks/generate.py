@@ -98,7 +98,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "llama_cpp.server, best flags": (),
     "examples/server": ("decode", "alone"),
 }
-_WIDTH = 120
+_WIDTH = 150
 #: Cores busy with something else that do not disturb a turn.
 _QUIET = 0.2
 #: Seconds that a turn may take.

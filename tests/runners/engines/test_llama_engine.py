@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import sys
 
 import msgspec
 import numpy as np
@@ -439,6 +440,7 @@ def test_how_much_may_be_copied_for_a_moment(tiny, monkeypatch, options, movable
     assert loading.movable_cells(engine._options, engine._model) == (0 if "memory" in options else movable)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not told")
 def test_what_this_process_holds_for_itself():
     before = loading.private()
     held = b"\x01" * (64 << 20)
