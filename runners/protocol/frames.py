@@ -24,8 +24,6 @@ M = TypeVar("M", bound=Message)
 _HEADER = struct.Struct("<II")
 #: Bytes of one frame, at most.
 MAX_FRAME = 256 * 1024 * 1024
-#: Bytes that are read at once, but for a frame that is larger.
-_READ = 64 * 1024
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -53,35 +51,30 @@ def encode(message: Message, payload: bytes = b"") -> bytes:
 
 
 class Decoder(Generic[M]):
-    """Turns a stream of bytes, cut anywhere, into messages with their payloads.
-
-    Bytes are read straight into its `buffer`: of a large frame into the frame itself, of which there is no second copy
-    then. To have a socket make room for the most that could come costs more than to read what comes, 30 us a time.
-    """
+    """Turns a stream of bytes, cut anywhere, into messages with their payloads."""
 
     def __init__(self, decoder: msgspec.msgpack.Decoder[M]) -> None:
         self._decode = decoder.decode
-        self._small = memoryview(bytearray(_READ))
-        self._large: memoryview | None = None  # the frame that comes, if it is too large for the other one
+        self._chunks: list[bytes] = []
         self._have = 0
-        self._need = _HEADER.size
+        self._need = 0
 
-    def buffer(self) -> memoryview:
-        """Where the next bytes are to be read to: never empty."""
-        return (self._small if self._large is None else self._large)[self._have :]
-
-    def received(self, count: int) -> list[tuple[M, memoryview]]:
-        """The frames that are complete now that `count` bytes have been read into the `buffer`.
+    def feed(self, data: bytes) -> list[tuple[M, memoryview]]:
+        """The frames that `data` completes.
 
         Raises:
-            ProtocolError: the stream is broken; read no more.
+            ProtocolError: the stream is broken; feed no more.
         """
-        self._have += count
-        if self._have < self._need:
-            return []
-        # Payloads are parts of this, and outlive the buffer's next use.
-        data = memoryview(bytes(self._small[: self._have])) if self._large is None else self._large.toreadonly()
+        if self._chunks:
+            # A large frame comes in many reads: they are joined once, when it is complete.
+            self._chunks.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return []
+            data = b"".join(self._chunks)
+            self._chunks.clear()
         frames: list[tuple[M, memoryview]] = []
+        view = memoryview(data)
         position, size, need = 0, len(data), _HEADER.size
         while size - position >= _HEADER.size:
             message_size, payload_size = _HEADER.unpack_from(data, position)
@@ -94,33 +87,16 @@ class Decoder(Generic[M]):
                 need = end - position
                 break
             try:
-                message = self._decode(data[position + _HEADER.size : middle])
+                message = self._decode(view[position + _HEADER.size : middle])
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 msg = f"a frame of {message_size} bytes is not a message: {error}"
                 raise ProtocolError(msg) from error
-            frames.append((message, data[middle:end]))
+            frames.append((message, view[middle:end]))
             position = end
-        rest = data[position:]
-        self._large = None if need <= _READ else memoryview(bytearray(need))
-        self._have, self._need = len(rest), need
-        if rest:
-            (self._small if self._large is None else self._large)[: len(rest)] = rest
-        return frames
-
-    def feed(self, data: bytes) -> list[tuple[M, memoryview]]:
-        """The frames that `data` completes, for whoever has the bytes already.
-
-        Raises:
-            ProtocolError: as `received`.
-        """
-        frames: list[tuple[M, memoryview]] = []
-        view = memoryview(data)
-        while view:
-            buffer = self.buffer()
-            count = min(len(buffer), len(view))
-            buffer[:count] = view[:count]
-            frames += self.received(count)
-            view = view[count:]
+        if position < size:
+            self._chunks.append(data[position:])
+            self._have = size - position
+            self._need = need
         return frames
 
 

@@ -292,7 +292,7 @@ class WorkerProcess:
             self.board = None
 
 
-class _Connection(asyncio.BufferedProtocol):
+class _Connection(asyncio.Protocol):
     """The socket's reading side."""
 
     def __init__(self, process: WorkerProcess) -> None:
@@ -303,12 +303,9 @@ class _Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's interface
-        return self._decoder.buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         try:
-            frames = self._decoder.received(nbytes)
+            frames = self._decoder.feed(data)
         except ProtocolError as error:
             self._process.broken(error)
             if self._transport is not None:

@@ -15,6 +15,7 @@ from runners.protocol.frames import Decoder, FrameTooLarge, encode
 from runners.protocol.messages import Done, ErrorInfo, Failed, Item, Message, ToChild
 from runners.worker.engines.base import EngineError, Job
 
+_READ = 256 * 1024
 _HOLD = 0.0005
 _HOLD_BYTES = 64 * 1024
 
@@ -43,7 +44,7 @@ class Channel:
     def receive(self) -> tuple[ToChild, memoryview]:
         """The next message, waiting for it."""
         while not self._inbox:
-            self._inbox.extend(self._read(0))
+            self._inbox.extend(self._decoder.feed(self._read(0)))
         return self._inbox.pop(0)
 
     def poll(self, *, wait: bool) -> list[tuple[ToChild, memoryview]]:
@@ -52,18 +53,19 @@ class Channel:
         if frames:
             return frames
         try:
-            return self._read(0 if wait else socket.MSG_DONTWAIT)
+            data = self._read(0 if wait else socket.MSG_DONTWAIT)
         except BlockingIOError:
             return []
+        return self._decoder.feed(data)
 
-    def _read(self, flags: int) -> list[tuple[ToChild, memoryview]]:
+    def _read(self, flags: int) -> bytes:
         try:
-            count = self._sock.recv_into(self._decoder.buffer(), 0, flags)
+            data = self._sock.recv(_READ, flags)
         except (ConnectionResetError, BrokenPipeError) as error:
             raise ParentGone from error
-        if not count:
+        if not data:
             raise ParentGone
-        return self._decoder.received(count)
+        return data
 
     def send(self, message: Message, payload: bytes = b"") -> None:
         """Send now."""

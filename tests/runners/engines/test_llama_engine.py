@@ -413,7 +413,7 @@ def test_where_too_much_lives_to_be_written_anew_all_goes_on(tiny, monkeypatch, 
 def test_without_memory_for_the_copies_nothing_is_written_anew(tiny, monkeypatch):
     driver = Driver(tiny, context=256, slots=6)
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr("runners.worker.engines.llama.cache.mmap.mmap", full)
@@ -850,7 +850,7 @@ def test_what_cannot_be_brought_back_is_computed_again(tiny, monkeypatch):
 def test_where_there_is_no_memory_for_a_prompt_it_is_computed_again(tiny, monkeypatch):
     driver = Driver(tiny, **EXACT)
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr("runners.worker.engines.llama.cache.mmap.mmap", full)

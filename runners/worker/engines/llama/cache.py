@@ -149,7 +149,7 @@ class KvCache:
             if size < 1:
                 return None
             try:
-                saved = mmap.mmap(-1, size)
+                saved = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)  # counted for this process as its own
             except OSError:  # no memory for it: what is not kept is computed again
                 return None
             at = (ctypes.c_uint8 * size).from_buffer(saved)
