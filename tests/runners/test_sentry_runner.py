@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import textwrap
-import time
 
 import pytest
 import sentry_sdk
@@ -18,6 +17,7 @@ from runners import FunctionRunner
 from runners.errors import FunctionNotFound, RunnerClosed, RunnerCrashed, RunnerUnavailable
 from runners.supervision.restart import RestartPolicy
 from tests.sentry_sink import SentrySink, sentry, sentry_sink
+from tests.support import until
 
 pytestmark = pytest.mark.anyio
 
@@ -48,13 +48,6 @@ def module(tmp_path, monkeypatch):
         return name
 
     return write
-
-
-async def until(condition, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        await asyncio.sleep(0.003)
 
 
 def crash_of(sink: SentrySink, reason: str):

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import re
-import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Iterator
 
@@ -21,6 +16,7 @@ import pytest
 
 from runners.cli.generate import harmless
 from runners.cli.models import ModelsMissing, find_smollm2
+from tests.support import Terminal
 
 pytest.importorskip("llama_cpp")
 try:
@@ -121,63 +117,9 @@ def test_a_model_s_text_cannot_move_the_cursor() -> None:
 # In a terminal
 
 
-class Terminal:
-    def __init__(self, *arguments: str) -> None:
-        self.ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 110, 0, 0))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "runners", *arguments],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "110", "LINES": "30"},
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - no thread runs here
-        )
-        os.close(theirs)
-        self.shown = ""
-        self.all = ""
-
-    def until(self, words: str, seconds: float = 30) -> str:
-        """What is shown up to these words; what was read for an earlier call is not looked at again."""
-        end = time.monotonic() + seconds
-        while not (found := re.search(words, self.shown, re.DOTALL)):
-            assert time.monotonic() < end, f"{words!r} was not shown: {self.all[-2000:]}"
-            self._read()
-        text, self.shown = self.shown[: found.end()], self.shown[found.end() :]
-        return text
-
-    def type(self, keys: str) -> None:
-        os.write(self.ours, keys.encode())
-
-    def end(self, seconds: float = 30) -> int:
-        end = time.monotonic() + seconds
-        while self.process.poll() is None and time.monotonic() < end:
-            self._read()
-        while self._read():
-            pass
-        return self.process.wait(timeout=1)
-
-    def _read(self) -> bool:
-        if not select.select([self.ours], [], [], 0.05)[0]:
-            return False
-        try:
-            text = os.read(self.ours, 65536).decode(errors="replace")
-        except OSError:  # its last holder is gone
-            return False
-        self.shown += text
-        self.all += text
-        return bool(text)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.ours)
-
-
 @pytest.fixture
 def chat() -> Iterator[Terminal]:
-    one = Terminal("chat", MODEL, "--context", "1024", "--temperature", "0", "--max-tokens", "300")
+    one = Terminal("runners", "chat", MODEL, "--context", "1024", "--temperature", "0", "--max-tokens", "300")
     one.until("> ")
     yield one
     one.close()
@@ -216,7 +158,7 @@ def test_a_worker_that_dies_costs_one_answer(chat: Terminal) -> None:
 
 
 def test_chats_of_the_demo_in_a_grid() -> None:
-    demo = Terminal("demo", "--act", "2", "--tokens", "16")
+    demo = Terminal("runners", "demo", "--act", "2", "--tokens", "16")
     try:
         assert demo.end(90) == 0, demo.all[-3000:]
     finally:

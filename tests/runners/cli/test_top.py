@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
-import pty
 import re
-import select
 import signal
-import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,8 +19,8 @@ from rich.console import Console
 from runners import FunctionRunner
 from runners.cli.top_view import Rates, age, bar, rate, sparkline, view
 from runners.supervision.status import RunnerStatus, StatusFile, UnsafeFolder, WorkerStatus, read_all, wanted
+from tests.support import ROOT, Terminal, wait_for
 
-ROOT = Path(__file__).resolve().parents[3]
 IMPORTABLE = ROOT / "tests/runners/supervision/importable"
 
 _PROGRAM = """
@@ -42,15 +37,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 5) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def top(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -129,61 +115,19 @@ def test_what_a_killed_program_left_is_not_shown_and_removed(program: subprocess
     assert json.loads(top(folder, "--json").stdout) == []
 
 
-class Terminal:
-    """`runners top` in a terminal of 120 columns."""
-
-    def __init__(self, folder: Path) -> None:
-        self.ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-        self.before = termios.tcgetattr(theirs)
-        self.theirs = theirs
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "runners", "top", "--interval", "0.2"],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=environment(folder),
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - no thread runs here
-        )
-        self.shown = ""
-
-    def until(self, words: str, seconds: float = 10) -> None:
-        end = time.monotonic() + seconds
-        while not re.search(words, self.shown):
-            assert time.monotonic() < end, f"{words!r} was not shown: {self.shown[-2000:]}"
-            if select.select([self.ours], [], [], 0.1)[0]:
-                self.shown += os.read(self.ours, 65536).decode(errors="replace")
-
-    def type(self, keys: str) -> None:
-        os.write(self.ours, keys.encode())
-
-    def end(self) -> int:
-        end = time.monotonic() + 5
-        while self.process.poll() is None and time.monotonic() < end:
-            if select.select([self.ours], [], [], 0.05)[0]:
-                self.shown += os.read(self.ours, 65536).decode(errors="replace")
-        return self.process.wait(timeout=1)
-
-    def in_order(self) -> bool:
-        """The screen that was there before is shown again, with its cursor, and keys are echoed."""
-        while select.select([self.ours], [], [], 0.05)[0]:
-            self.shown += os.read(self.ours, 65536).decode(errors="replace")
-        left, cursor = self.shown.rindex("\x1b[?1049l"), self.shown.rindex("\x1b[?25h")
-        return min(left, cursor) > self.shown.rindex("\x1b[?1049h") and termios.tcgetattr(self.theirs) == self.before
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.ours)
-        os.close(self.theirs)
+def in_order(terminal: Terminal) -> bool:
+    """The screen that was there before is shown again, with its cursor, and keys are echoed."""
+    while terminal.read():
+        pass
+    left, cursor = terminal.all.rindex("\x1b[?1049l"), terminal.all.rindex("\x1b[?25h")
+    whole = min(left, cursor) > terminal.all.rindex("\x1b[?1049h")
+    return whole and termios.tcgetattr(terminal.theirs) == terminal.before
 
 
 @pytest.fixture
 def terminal(folder: Path) -> Iterator[Terminal]:
-    one = Terminal(folder)
-    yield one
-    one.close()
+    with Terminal("runners", "top", "--interval", "0.2", size=(120, 40), env=environment(folder)) as one:
+        yield one
 
 
 @pytest.mark.parametrize(
@@ -204,8 +148,8 @@ def test_the_live_view(program: subprocess.Popen[str], terminal: Terminal, end: 
         terminal.until(r"not heard of for \d+ s")
     end(terminal)
     assert terminal.end() == status
-    assert terminal.in_order()
-    assert "Traceback" not in terminal.shown
+    assert in_order(terminal)
+    assert "Traceback" not in terminal.all
 
 
 def test_without_rich_the_message_has_the_command(folder: Path) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 import signal
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 
 from guardrails.core import events
 from runners.runner import Runner
+from tests import support
 
 IMPORTABLE = Path(__file__).parent / "importable"
 
@@ -47,14 +46,7 @@ def nothing_left_behind() -> Iterator[None]:
 @pytest.fixture
 def until() -> Callable[..., Awaitable[None]]:
     """Wait for a condition, for so long at most: ``await until(lambda: mark.exists())``."""
-
-    async def wait(condition: Callable[[], object], seconds: float = 20.0) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, "waited in vain"
-            await asyncio.sleep(0.003)
-
-    return wait
+    return support.until
 
 
 @pytest.fixture

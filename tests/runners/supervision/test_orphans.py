@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import pty
 import signal
 import subprocess
 import sys
-import termios
 import threading
 from pathlib import Path
 
@@ -17,8 +15,7 @@ import psutil
 import pytest
 
 from runners import FunctionRunner
-
-ROOT = str(Path(__file__).resolve().parents[3])
+from tests.support import ROOT, take_terminal
 
 _PARENT = """
 import asyncio, sys
@@ -45,7 +42,7 @@ def parent(importable):
     started: list[subprocess.Popen[str]] = []
 
     def start(body: str, **how: object) -> tuple[subprocess.Popen[str], list[int]]:
-        program = _PARENT.format(root=ROOT, importable=str(importable), body=body)
+        program = _PARENT.format(root=str(ROOT), importable=str(importable), body=body)
         process = subprocess.Popen(
             [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how
         )
@@ -95,7 +92,7 @@ async def test_the_parent_s_terminal_is_closed(parent, until, alive, tmp_path, c
     mark = tmp_path / "mark"
     body = _SERVE.format(call=call.format(mark=str(mark))) + "\n        await asyncio.sleep(60)"
     ours, theirs = pty.openpty()
-    in_terminal = {"stdin": theirs, "start_new_session": True, "preexec_fn": _take_terminal}
+    in_terminal = {"stdin": theirs, "start_new_session": True, "preexec_fn": take_terminal}
     process, workers = parent(body, **in_terminal)
     os.close(theirs)
     if "native" in call:
@@ -103,10 +100,6 @@ async def test_the_parent_s_terminal_is_closed(parent, until, alive, tmp_path, c
     os.close(ours)  # the window is gone: the kernel hangs up
     assert process.wait(timeout=2) == -signal.SIGHUP
     await until(lambda: not any(map(alive, workers)), seconds=2)
-
-
-def _take_terminal() -> None:
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @pytest.mark.anyio
