@@ -112,7 +112,7 @@ def test_errors_of_requests(kind, name):
     assert type(request_error(ErrorInfo(kind=kind, message="why"), "r")) is getattr(errors, name)
 
 
-@pytest.mark.parametrize("name", errors._PLAIN)
+@pytest.mark.parametrize("name", sorted(errors._PLAIN))
 def test_a_remote_builtin_is_caught_as_itself(name):
     error = request_error(ErrorInfo(kind="exception", message="why", type=name, traceback="Traceback ..."), "r")
     assert isinstance(error, getattr(builtins, name))
