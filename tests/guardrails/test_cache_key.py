@@ -17,7 +17,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrails.strategies.cache.key import LONG, NoKey, chosen_key, digest, key_size, local_key, stable_name, store_key
@@ -262,7 +262,6 @@ def exact(value):
     return kind + repr(value)
 
 
-@settings(deadline=None)
 @given(st.lists(values, max_size=3), st.lists(values, max_size=3))
 def test_keys_are_equal_exactly_if_the_arguments_are(first, second):
     same = exact(first) == exact(second)

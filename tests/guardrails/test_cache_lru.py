@@ -110,7 +110,7 @@ class LruMachine(RuleBasedStateMachine):
 
 
 TestLru = LruMachine.TestCase
-TestLru.settings = settings(max_examples=60, deadline=None)
+TestLru.settings = settings(max_examples=60)
 
 
 def test_hits_of_other_threads_disturb_nothing():
@@ -285,7 +285,6 @@ def test_classes_that_raise_cost_a_little():
     assert size_of(OneSlot(), LIMIT) < 1000
 
 
-@settings(deadline=None)
 @given(st.recursive(st.text() | st.integers() | st.floats(), lambda inner: st.lists(inner) | st.tuples(inner, inner)))
 def test_the_size_is_about_what_python_says(value):
     seen = {}

@@ -655,7 +655,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 6), st.sampled_from([0.5, 1, 3]), st.sampled_from([2, 10, 100]), steps, st.randoms())
 def test_in_every_story_the_queue_is_fair_the_rate_holds_and_nobody_is_forgotten(burst, rate, max_wait, story, chance):
     async def tell():

@@ -117,17 +117,6 @@ async def test_large_items_that_nobody_reads_do_not_grow_this_process(until):
             await stream.aclose()
 
 
-async def test_open_streams_are_advanced_in_turns(tmp_path, until):
-    made = tmp_path / "made"
-    async with FunctionRunner("streams:made", window=300) as runner:
-        first, second = raw(runner, str(made), 300), raw(runner, str(made), 300)
-        with first, second:
-            await until(lambda: made.exists() and made.read_text().split().count("299") == 2)
-        numbers = made.read_text().split()
-        assert numbers.index("0", numbers.index("0") + 1) < numbers.index("299")
-        assert abs(numbers.index("299") - numbers.index("299", numbers.index("299") + 1)) < 150
-
-
 async def test_a_worker_whose_streams_wait_for_their_readers_is_not_stuck(limit):
     async with FunctionRunner("streams:count", window=2, heartbeat=0.2) as runner:
         limit(runner, cancel_grace=0.2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardrails import admit, breaker, limiter, retry, timeout
@@ -275,12 +275,13 @@ files = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(data=files)
-def test_whatever_is_in_it_it_is_read_or_refused(data, monkeypatch):
-    monkeypatch.setattr(tomllib, "loads", lambda _: data)
-    try:
-        found = parse("")
-    except ConfigError as error:
-        found = error.problems
+def test_whatever_is_in_it_it_is_read_or_refused(data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tomllib, "loads", lambda _: data)
+        try:
+            found = parse("")
+        except ConfigError as error:
+            found = error.problems
     assert isinstance(found, Config) or found

@@ -116,6 +116,23 @@ def test_any_order_of_what_may_come(asynchronous, script):
         assert record.steps[1::2] == [None] * (len(record.steps) // 2)
 
 
+def test_open_streams_are_advanced_in_turns():
+    def numbers(length):
+        yield from range(length)
+
+    record, streams = Record(), Streams("m:f", numbers, lambda: None)
+    streams.submit(job(1, 10**9, window=100))
+    for _ in range(5):
+        streams.step(record, record)
+    streams.submit(job(2, 20, window=30))  # comes in the middle of a long one
+    streams.submit(job(3, 20, window=30))
+    while 2 not in record.ends or 3 not in record.ends:
+        assert streams.step(record, record)
+    order = [ids[0] for ids in record.steps if ids is not None]
+    assert order[:5] == [1] * 5
+    assert order[5:] == [1, 2, 3] * 21  # an item a turn, and the last turn finds the end
+
+
 def test_one_that_has_expired_is_not_begun():
     def never():
         raise AssertionError

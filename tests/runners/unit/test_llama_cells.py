@@ -60,7 +60,7 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(operations)
 def test_as_if_kept_cell_by_cell(steps):
     cells, plain = Cells(SIZE), Plain()
