@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import time
 
 import pytest
@@ -85,7 +86,7 @@ def test_the_order_of_the_samples_does_not_matter(level, chance):
 
 
 @settings(max_examples=30)
-@given(shapes, st.dictionaries(st.integers(0, 239), st.sampled_from([0.0, 1e15, math.nan, math.inf]), max_size=6))
+@given(shapes, st.dictionaries(st.integers(0, 239), st.sampled_from([0.0, 1.0, 1e15]), max_size=6))
 def test_a_few_wrong_readings_change_nothing(level, wrong):
     samples = history(level, noise=1, every=30.0)
     places = [place for place in sorted(wrong) if all(abs(place - other) > 16 for other in wrong if other != place)]
@@ -93,7 +94,7 @@ def test_a_few_wrong_readings_change_nothing(level, wrong):
     assert verdict(spoilt).leaking is verdict(samples).leaking
 
 
-@given(st.lists(st.tuples(st.floats(), st.floats()), max_size=60))
+@given(st.lists(st.tuples(st.floats(-1e11, 1e11), st.floats(0, 2.0**62)), max_size=60))
 def test_whatever_comes_there_is_a_verdict(samples):
     found = verdict(samples)
     assert found.leaking is (found.shape == "growth")
@@ -197,6 +198,23 @@ def test_it_says_it_in_a_sentence():
 def test_samples_that_are_no_pairs_of_numbers_are_refused(wrong):
     with pytest.raises(TypeError, match=r"samples takes pairs of numbers, \(seconds, bytes\)"):
         verdict(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [(30.0, math.nan), (30.0, math.inf), (30.0, -1), (30.0, 2**63), (math.nan, 5), (-math.inf, 5), (1e12, 5)]
+)
+def test_a_sample_that_cannot_be_is_refused_and_named(wrong):
+    samples = history(lambda _: 300.0, 60)
+    samples[7] = wrong
+    said = re.escape(
+        f"samples[7] must be a finite time in seconds and a finite size in bytes of at least 0, not {wrong!r}"
+    )
+    with pytest.raises(ValueError, match=said):
+        verdict(samples)
+
+
+def test_a_time_may_be_negative_and_a_size_0():
+    assert verdict([(second, 0) for second in range(-7200, 0, 60)]).shape == "steady"
 
 
 def test_a_budget_that_is_no_size_is_refused():

@@ -169,6 +169,33 @@ def test_misuse_names_the_argument(arguments, error, message):
         LeakWatch(**arguments)
 
 
+@pytest.mark.parametrize(
+    "wrong", [(5.0, math.nan), (5.0, math.inf), (5.0, -1.0), (math.nan, 1.0), (math.inf, 1.0), (-math.inf, 1.0)]
+)
+def test_a_sample_that_cannot_be_is_refused_and_changes_nothing(wrong):
+    watch = LeakWatch()
+    feed(watch, lambda t: 300 + t / 30, HOUR)
+    before = [list(tier.kept) for tier in watch._tiers], list(watch._pending), watch._last
+    with pytest.raises(ValueError, match="a finite time in seconds and a finite size in bytes of at least 0"):
+        watch.add(*wrong)
+    with pytest.raises(TypeError):
+        watch.add("now", 5)
+    assert ([list(tier.kept) for tier in watch._tiers], list(watch._pending), watch._last) == before
+
+
+@pytest.mark.parametrize("step", [1.0, HOUR, 30 * 24 * HOUR])
+def test_a_clock_that_steps_back_does_not_make_it_deaf(step):
+    watch = LeakWatch()
+    feed(watch, lambda _: 300, HOUR)
+    kept = len(watch._tiers[0].kept)
+    since = HOUR - step
+    changes = feed(watch, lambda t: 300 + (t - since) / 15, since + 2 * HOUR, since=since)
+    assert [up for _, up in changes] == [True]
+    assert changes[0][0] - since < HOUR
+    assert len(watch._pending) < 10
+    assert kept == len(watch._tiers[0].kept) == 60
+
+
 def test_others_may_go_on_before_each_window_that_is_judged():
     calls = []
     watch = LeakWatch(between=lambda: calls.append(None))

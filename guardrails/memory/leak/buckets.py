@@ -10,8 +10,10 @@ Sample = tuple[float, float]
 
 #: The share of a bucket's samples that may lie below its floor: a reading that failed must not be the floor.
 _BELOW = 6
-#: Bounds of what is taken for a size, in bytes, and for a time, in seconds; and for two times.
-_LARGEST, _LONGEST, _CLOSEST = 2.0**63, 1e12, 1e-6
+#: Bounds of a size, in bytes, and of a time, in seconds. Two samples closer than the last, in seconds, are one.
+LARGEST, LONGEST = 2.0**63, 1e12
+_CLOSEST = 1e-6
+POSSIBLE = "a finite time in seconds and a finite size in bytes of at least 0"
 
 
 class Bucket(NamedTuple):
@@ -33,20 +35,22 @@ class Bucket(NamedTuple):
 
 
 def clean(samples: Iterable[Sample]) -> list[Sample]:
-    """The samples in order of time, a microsecond apart at least; without those that can be no size or no time.
+    """The samples in order of time, a microsecond apart at least.
 
     Raises:
         TypeError: something is not a pair of numbers.
+        ValueError: a time or a size is not finite, or a size is negative.
     """
     found: list[Sample] = []
-    for sample in samples:
+    for number, sample in enumerate(samples):
         try:
             seconds, size = sample
-            possible = abs(seconds) < _LONGEST and abs(size) < _LARGEST
+            possible = -LONGEST < seconds < LONGEST and 0 <= size < LARGEST  # false for nan
         except (TypeError, ValueError):
             raise TypeError(f"samples takes pairs of numbers, (seconds, bytes), not {type(sample).__name__}") from None
-        if possible:  # which nan is not
-            found.append((seconds, size))
+        if not possible:
+            raise ValueError(f"samples[{number}] must be {POSSIBLE}, not ({seconds!r}, {size!r})")
+        found.append((seconds, size))
     found.sort()
     return [one for one, last in zip(found, [(-math.inf, 0.0), *found], strict=False) if one[0] - last[0] >= _CLOSEST]
 

@@ -120,11 +120,11 @@ def verdict(samples: Iterable[Sample]) -> Verdict:
     asked again and again, knows more and is more careful.
 
     Args:
-        samples: ten minutes of them or some weeks. Those that are not finite are left out. 12 are the fewest from which
-            anything is said.
+        samples: ten minutes of them or some weeks. 12 are the fewest from which anything is said.
 
     Raises:
         TypeError: something in `samples` is not a pair of numbers.
+        ValueError: a time or a size is not finite, or a size is negative; the message has its index.
     """
     cleaned = clean(samples)
     whole = judge(bucketed(cleaned, _MOST), sure=False)

@@ -21,7 +21,7 @@ from statistics import median
 from typing import Final
 
 from guardrails.core.sizes import parse_size
-from guardrails.memory.leak.buckets import Bucket, Sample, bucket, merged
+from guardrails.memory.leak.buckets import LARGEST, LONGEST, POSSIBLE, Bucket, Sample, bucket, merged
 from guardrails.memory.leak.judge import Verdict, judge
 from guardrails.memory.leak.trend import theil_sen
 
@@ -102,8 +102,21 @@ class LeakWatch:
     """
 
     __slots__ = (
-        "_begin", "_between", "_bucket_ends", "_budget", "_least", "_look_at", "_patience", "_pending", "_resolution",
-        "_share", "_tiers", "_warm_up", "alarm",
+        "_begin",
+        "_between",
+        "_bucket_ends",
+        "_budget",
+        "_last",
+        "_least",
+        "_look_at",
+        "_patience",
+        "_pending",
+        "_resolution",
+        "_share",
+        "_shift",
+        "_tiers",
+        "_warm_up",
+        "alarm",
     )  # fmt: skip
 
     def __init__(
@@ -139,10 +152,26 @@ class LeakWatch:
         self._bucket_ends = -math.inf
         self._look_at = -math.inf
         self._begin: float | None = None
+        self._last = -math.inf  # when the last sample was taken
+        self._shift = 0.0  # by how much the clock has stepped back
         self.alarm: Verdict | None = None
 
     def add(self, seconds: float, size: float) -> bool:
-        """Take the size in bytes at a time in seconds, on a steady clock. Whether an alarm was raised or cleared."""
+        """Take the size in bytes at a time in seconds. Whether an alarm was raised or cleared.
+
+        A clock that steps back goes on from the last sample: the step itself counts as no time.
+
+        Raises:
+            TypeError: `seconds` or `size` is not a number.
+            ValueError: one of them is not finite, or `size` is negative. The sample is not taken.
+        """
+        if not (-LONGEST < seconds < LONGEST and 0 <= size < LARGEST):  # true for nan
+            raise ValueError(f"a sample must be {POSSIBLE}, not ({seconds!r}, {size!r})")
+        seconds += self._shift
+        if seconds < self._last:
+            self._shift += self._last - seconds
+            seconds = self._last
+        self._last = seconds
         if seconds < self._bucket_ends:
             self._pending.append((seconds, size))
             return False
