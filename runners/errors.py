@@ -185,8 +185,9 @@ class RequestTimeout(RunnerError, Failed, TimeoutError):
 class RemoteError(RunnerError, Failed):
     """The function raised an exception in the worker.
 
-    Where that was a builtin exception with a plain constructor (ValueError, KeyError, ...) this error is one of those
-    too, so that `except ValueError` works across the process boundary.
+    Where that was a builtin exception with a plain constructor (ValueError, KeyError, ...), or a builtin OSError
+    (FileNotFoundError, TimeoutError, ...), this error is one of those too, so that `except ValueError` works across the
+    process boundary. An OSError has its `errno`.
 
     Attributes:
         type: qualified name of the exception's class.
@@ -199,13 +200,22 @@ class RemoteError(RunnerError, Failed):
         self.type = info.type
         self.message = info.message
         self.traceback = info.traceback
+        if isinstance(self, OSError):
+            self.errno = info.numbers.get("errno")
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The classes that are builtins too are made when needed: no module has them under their name.
-        info = ErrorInfo(kind="exception", message=self.message, type=self.type, traceback=self.traceback)
+        errno = self.errno if isinstance(self, OSError) else None
+        info = ErrorInfo(
+            kind="exception",
+            message=self.message,
+            type=self.type,
+            traceback=self.traceback,
+            numbers={} if errno is None else {"errno": errno},
+        )
         return _remote_error, (info,)
 
 
@@ -230,6 +240,9 @@ _PLAIN = frozenset({
     "ArithmeticError", "AssertionError", "AttributeError", "BufferError", "EOFError", "FloatingPointError",
     "IndexError", "KeyError", "LookupError", "MemoryError", "NotImplementedError", "OverflowError", "RecursionError",
     "ReferenceError", "RuntimeError", "TypeError", "ValueError", "ZeroDivisionError",
+    "OSError", "BlockingIOError", "BrokenPipeError", "ChildProcessError", "ConnectionAbortedError", "ConnectionError",
+    "ConnectionRefusedError", "ConnectionResetError", "FileExistsError", "FileNotFoundError", "InterruptedError",
+    "IsADirectoryError", "NotADirectoryError", "PermissionError", "ProcessLookupError", "TimeoutError",
 })  # fmt: skip
 
 

@@ -148,7 +148,11 @@ def exception_info(error: BaseException, *, skip: int = 0) -> ErrorInfo:
         message = f"<its __str__ raised {type(broken).__name__}>"
     text = "".join(traceback.format_exception(cls, error, trace))
     # Lone surrogates cannot be encoded, and an error message must always arrive.
-    return ErrorInfo(kind="exception", message=_clean(message), type=_clean(name), traceback=_clean(text))
+    errno = error.errno if isinstance(error, OSError) else None
+    numbers = {"errno": errno} if isinstance(errno, int) and 0 <= errno < 1 << 31 else {}
+    return ErrorInfo(
+        kind="exception", message=_clean(message), type=_clean(name), traceback=_clean(text), numbers=numbers
+    )
 
 
 _MAX_TEXT = 100_000

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import datetime as dt
+import errno
 import math
 from pathlib import Path
 
@@ -121,10 +123,28 @@ async def test_an_exception_comes_across_with_type_message_and_traceback():
 )
 async def test_a_plain_builtin_is_caught_as_what_it_is(name):
     async with FunctionRunner("calls:fail") as fail:
-        with pytest.raises(getattr(__import__("builtins"), name)) as caught:
+        with pytest.raises(getattr(builtins, name)) as caught:
             await fail(name, "why")
         assert isinstance(caught.value, RemoteError)
         assert "why" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("FileNotFoundError", errno.ENOENT), ("TimeoutError", errno.ETIMEDOUT), ("ConnectionResetError", None)],
+)
+async def test_an_error_of_the_system_is_caught_as_what_it_is(name, number):
+    arguments = ("why",) if number is None else (number, "why")
+    async with FunctionRunner("calls:fail") as fail:
+        with pytest.raises(getattr(builtins, name)) as caught:
+            await fail(name, *arguments)
+        assert isinstance(caught.value, RemoteError)
+        assert isinstance(caught.value, OSError)
+        assert caught.value.errno == number
+        assert str(caught.value) == f"{name}: " + ("why" if number is None else f"[Errno {number}] why")
+        with pytest.raises(OSError, match="why") as caught:
+            await fail("OSError", 2**63, "why")
+        assert caught.value.errno is None
 
 
 @pytest.mark.parametrize(

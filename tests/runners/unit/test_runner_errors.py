@@ -134,6 +134,8 @@ def test_other_remote_errors_are_only_remote_errors(name):
     [
         request_error(ErrorInfo(kind="exception", message="why", type="KeyError", traceback="trace"), "r"),
         request_error(ErrorInfo(kind="exception", message="why", type="app.Error", traceback="trace"), "r"),
+        request_error(ErrorInfo(kind="exception", message="why", type="FileNotFoundError", numbers={"errno": 2}), "r"),
+        request_error(ErrorInfo(kind="exception", message="why", type="TimeoutError"), "r"),
         BudgetTooSmall("small", needed=7),
         RunnerCrashed("gone", exit="by a signal", stderr="words", partial="so far"),
         RunnerUnavailable("r", retry_after=1.5, detail="it fails"),
@@ -145,6 +147,7 @@ def test_errors_survive_pickling_and_copying(error):
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(again) is type(error)
         assert str(again) == str(error)
+        assert getattr(again, "errno", None) == getattr(error, "errno", None)
         assert {k: v for k, v in vars(again).items() if not k.startswith("__")} == vars(error)
 
 
