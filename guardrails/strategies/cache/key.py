@@ -11,6 +11,7 @@ import dataclasses
 import datetime as dt
 import enum
 import functools
+import inspect
 import pathlib
 import sys
 import types
@@ -18,6 +19,8 @@ from collections.abc import Callable, Hashable, Mapping
 from hashlib import blake2b
 from operator import itemgetter
 from typing import Any
+
+from guardrails.strategies.cache.receiver import Receiver
 
 #: Texts and bytes longer than this are not kept as a part of the key: their digest is.
 LONG = 1024
@@ -66,15 +69,15 @@ def local_key(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappi
     return function, digest(values, names)
 
 
-def chosen_key(function: Callable[..., Any], chosen: Any) -> tuple[Hashable, ...]:
-    """The key of a call for which a `key` function returned `chosen`.
+def chosen_key(function: Callable[..., Any], chosen: Any, receiver: Receiver | None = None) -> tuple[Hashable, ...]:
+    """The key of a call for which a `key` function returned `chosen`, of a method that is called on `receiver`.
 
     Raises:
         NoKey: `chosen` cannot be encoded.
     """
-    if type(chosen) is tuple:
-        return (*local_key(function, chosen, {}), tuple)
-    return local_key(function, (chosen,), {})
+    several = type(chosen) is tuple
+    key = (*local_key(function, chosen, {}), tuple) if several else local_key(function, (chosen,), {})
+    return key if receiver is None else (*key, receiver)
 
 
 def key_size(key: tuple[Hashable, ...]) -> int:
@@ -94,10 +97,20 @@ def store_key(key: tuple[Hashable, ...]) -> bytes:
     """16 bytes for the key of a call, the same in every process. They tell nothing about what they stand for.
 
     Raises:
-        TypeError: as `stable_name`.
+        TypeError: as `stable_name`; or the key has an instance in it, which other processes do not know.
     """
     function, *rest = key
-    return digest(stable_name(function), rest)
+    name = stable_name(function)
+    if type(rest[-1]) is Receiver:
+        thing = rest[-1].of()
+        if not isinstance(thing, type):
+            msg = (
+                f"a store cannot tell the instances of {type(thing).__name__} apart in every process, and {name[1]} is "
+                "called on one: pass per_instance=False, and have key= return what tells them apart"
+            )
+            raise TypeError(msg)
+        rest[-1] = ("class", thing)
+    return digest(name, rest)
 
 
 def stable_name(function: Any) -> tuple[str, str]:
@@ -185,6 +198,10 @@ def _object(value: Any, kind: type, put: Put) -> None:
         name = f"{kind.__module__}.{kind.__qualname__}"
         put(f"o{len(name)}:{name}")
         _write(fields, put)
+        more = _more(value, kind)
+        if more:
+            put("+")
+            _write(more, put)
     elif kind is set or kind is frozenset:
         put(f"{'S' if kind is set else 'Z'}{len(value)}:")
         for encoded in sorted(map(_encoded, value)):
@@ -215,6 +232,27 @@ def _fields(value: Any, kind: type) -> Any:
     return None
 
 
+def _more(value: Any, kind: type) -> dict[str, Any]:
+    """What an object holds beside the fields of its class: a subclass or an `__init__` has set it, and it tells the
+    object apart like any field. Not what is computed from the fields (`functools.cached_property`).
+    """
+    if isinstance(value, type | enum.Enum):
+        return _NO_NAMES
+    known = _names_of(kind) if dataclasses.is_dataclass(kind) else ()
+    held: dict[str, Any] = getattr(value, "__dict__", _NO_NAMES)
+    more: dict[str, Any] = {}
+    if len(held) != len(known) or not all(name in held for name in known):
+        more = {name: held[name] for name in held if name not in known and not _is_computed(kind, name)}
+    for name in _slots_of(kind):
+        if name not in known and hasattr(value, name):
+            more[name] = getattr(value, name)
+    return more
+
+
+def _is_computed(kind: type, name: str) -> bool:
+    return isinstance(inspect.getattr_static(kind, name, None), functools.cached_property)
+
+
 # Who has a value of these classes has loaded their modules: together they take longer to load than all of a cache.
 
 
@@ -235,6 +273,19 @@ def _names_of(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
 
 
+@functools.cache
+def _slots_of(kind: type) -> tuple[str, ...]:
+    """The slots that Python classes add. Those of a C class (msgspec's, pathlib's) are no business of ours."""
+    if not dataclasses.is_dataclass(kind):
+        return ()
+    found: list[str] = []
+    for cls in kind.__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        found.extend((slots,) if isinstance(slots, str) else slots)
+    return tuple(name for name in found if name not in ("__dict__", "__weakref__"))
+
+
+_NO_NAMES: dict[str, Any] = {}
 _TEXT = frozenset({str})
 _BY_REPR = frozenset({dt.date, dt.datetime, dt.time, dt.timedelta, dt.timezone})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from guardrails.core import events
@@ -18,6 +18,7 @@ from guardrails.strategies.backoff import seconds
 from guardrails.strategies.cache.answers import ALONE, Answers, CacheSnapshot, Key
 from guardrails.strategies.cache.flight import Flight, Following, Landing, Leading
 from guardrails.strategies.cache.key import NoKey, chosen_key, local_key, store_key
+from guardrails.strategies.cache.receiver import receiver_of
 from guardrails.strategies.cache.store import Backing, CacheStore
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ class Cache(Layer, Strategy):
         ttl: float | Callable[[Any], float | None],
         max_bytes: int,
         key: Callable[..., Any] | None,
+        per_instance: bool,
         stale_if_error: float,
         stale_while_revalidate: float,
         backing: Backing | None,
@@ -44,6 +46,7 @@ class Cache(Layer, Strategy):
     ) -> None:
         self.name = name
         self._key_of = key
+        self._per_instance = per_instance
         self._backing = backing
         self._clock = clock
         self._now = clock.now
@@ -127,7 +130,7 @@ class Cache(Layer, Strategy):
             if chosen is None:
                 return None
         try:
-            key = local_key(function, args, kwargs) if key_of is None else chosen_key(function, chosen)
+            key = local_key(function, args, kwargs) if key_of is None else self._chosen(function, args, kwargs, chosen)
             self._answers.forget(key)
         except TypeError as exc:
             raise self._no_key(function, exc) from None
@@ -144,7 +147,7 @@ class Cache(Layer, Strategy):
             if chosen is None:
                 return await proceed()
         try:
-            key = local_key(function, args, kwargs) if key_of is None else chosen_key(function, chosen)
+            key = local_key(function, args, kwargs) if key_of is None else self._chosen(function, args, kwargs, chosen)
             entry = self._look(key)
         except TypeError as exc:
             raise self._no_key(function, exc) from None
@@ -180,7 +183,7 @@ class Cache(Layer, Strategy):
             if chosen is None:
                 return proceed()
         try:
-            key = local_key(function, args, kwargs) if key_of is None else chosen_key(function, chosen)
+            key = local_key(function, args, kwargs) if key_of is None else self._chosen(function, args, kwargs, chosen)
             entry = self._look(key)
         except TypeError as exc:
             raise self._no_key(function, exc) from None
@@ -208,6 +211,12 @@ class Cache(Layer, Strategy):
             del coming
 
     # Inside
+
+    def _chosen(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], chosen: Any
+    ) -> Key:
+        receiver = receiver_of(function, args, kwargs) if self._per_instance else None
+        return chosen_key(function, chosen, receiver)
 
     def _no_key(self, function: Callable[..., Any], error: TypeError) -> TypeError:
         what = type(function).__name__
@@ -280,6 +289,7 @@ def cache(
     ttl: float | Callable[[Any], float | None],
     max_bytes: str | float = "64MiB",
     key: Callable[..., Any] | None = None,
+    per_instance: bool = True,
     stale_if_error: float | None = None,
     stale_while_revalidate: float | None = None,
     store: CacheStore | None = None,
@@ -303,7 +313,10 @@ def cache(
             result is not kept.
         max_bytes: of all entries with their keys, as far as can be told; what was used longest ago goes first.
         key: a function of the call's arguments that returns what tells calls apart: text, bytes, numbers, or a tuple
-            of such. None from it: this call is not cached. Needed for arguments that are not plain data.
+            of such. None from it: this call is not cached. Needed for arguments that are not plain data. It is given
+            all of them, `self` too.
+        per_instance: with `key`, a method's answers belong to the instance (or class) that it is called on, whatever
+            `key` returns. False: `key` alone decides, and instances for which it returns the same share their answers.
         stale_if_error: seconds after `ttl` in which an entry is still given when the call fails, is throttled, or is
             refused by a guard further in. None: never.
         stale_while_revalidate: seconds after `ttl` in which an entry is still given to all but the first caller, who
@@ -334,6 +347,12 @@ def cache(
             what = "an async function" if callable(function) else type(function).__name__
             msg = f"{argument} takes a sync function, not {what}"
             raise TypeError(msg)
+    if not isinstance(per_instance, bool):
+        msg = f"per_instance takes True or False, not {type(per_instance).__name__}"
+        raise TypeError(msg)
+    if key is None and not per_instance:
+        msg = "per_instance=False needs key=, which then tells the instances apart"
+        raise TypeError(msg)
     for argument, window in (("stale_if_error", stale_if_error), ("stale_while_revalidate", stale_while_revalidate)):
         if window is not None:
             seconds(argument, window)
@@ -347,6 +366,7 @@ def cache(
         ttl=ttl,
         max_bytes=parse_size(max_bytes, "max_bytes"),
         key=key,
+        per_instance=per_instance,
         stale_if_error=stale_if_error or 0.0,
         stale_while_revalidate=stale_while_revalidate or 0.0,
         backing=None if store is None else Backing(store, store_timeout, name, clock),
