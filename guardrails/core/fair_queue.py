@@ -9,14 +9,20 @@
 
 Aging needs no clock of its own: "priority - waited / aging" orders calls as "arrived + priority x aging" does, and that
 never changes. Operations cost O(log n), and `head` O(number of keys that wait).
+
+A push either happens whole or not at all. Keys are users' objects: one whose hash changes while it waits is served
+still, as its lane is found without it.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Hashable
 from typing import Generic, TypeVar
+
+from guardrails.core.keys import Key
 
 T = TypeVar("T", bound=Hashable)
 
@@ -26,7 +32,7 @@ class _Lane(Generic[T]):
 
     __slots__ = ("entries", "key", "live", "turn")
 
-    def __init__(self, key: object, turn: int) -> None:
+    def __init__(self, key: Key, turn: int) -> None:
         self.key = key
         self.turn = turn
         self.live = 0
@@ -37,14 +43,14 @@ class FairQueue(Generic[T]):
     """Items in the order that they are to be served. An item may stand in it once.
 
     Args:
-        aging: seconds of waiting that count as one step of priority, above 0.
+        aging: seconds of waiting that count as one step of priority: above 0, and finite.
     """
 
     def __init__(self, aging: float) -> None:
         self.aging = aging
         self._numbers = itertools.count()
         self._turns = itertools.count()
-        self._lanes: dict[object, _Lane[T]] = {}
+        self._lanes: dict[Key, _Lane[T]] = {}
         self._places: dict[T, tuple[_Lane[T], list[T]]] = {}
 
     def __len__(self) -> int:
@@ -54,13 +60,22 @@ class FairQueue(Generic[T]):
         return item in self._places
 
     def push(self, item: T, *, now: float, priority: float = 0, key: Hashable = None) -> None:
-        """Add an item that arrives at `now` (seconds)."""
-        lane = self._lanes.get(key)
+        """Add an item that arrives at `now` (seconds).
+
+        Raises:
+            ValueError: `priority` is not finite, or so large that its age could not count. TypeError: `key` has no
+                hash. Nothing has changed then.
+        """
+        tag = self._tag(now, priority)
+        wanted = Key(key)
+        lane = self._lanes.get(wanted)
         if lane is None:
-            lane = self._lanes[key] = _Lane(key, next(self._turns))
+            lane = _Lane(wanted, next(self._turns))
         cell = [item]  # emptied when the item leaves: taking it out of the heap would cost O(n)
-        heapq.heappush(lane.entries, (now + priority * self.aging, next(self._numbers), cell))
+        # Nothing of what follows can fail: numbers are compared, and the lane's own key is found by identity.
+        heapq.heappush(lane.entries, (tag, next(self._numbers), cell))
         lane.live += 1
+        self._lanes[lane.key] = lane
         self._places[item] = lane, cell
 
     def head(self, now: float) -> T | None:
@@ -80,9 +95,9 @@ class FairQueue(Generic[T]):
 
     def ahead(self, *, now: float, priority: float = 0, key: Hashable = None) -> int:
         """How many would be served before an item pushed now. Exact for one key; else within one a key. O(length)."""
-        tag = now + priority * self.aging
+        tag = self._tag(now, priority)
         step = (tag - now) // self.aging
-        own = self._lanes.get(key)
+        own = self._lanes.get(Key(key))
         mine = [] if own is None else [entry[0] for entry in own.entries if entry[2] and entry[0] <= tag]
         total = len(mine)
         turns = 1 + sum(1 for other in mine if (other - now) // self.aging == step)  # of this key in the same step
@@ -114,6 +129,13 @@ class FairQueue(Generic[T]):
         elif len(lane.entries) > 2 * lane.live + 16:
             lane.entries = [entry for entry in lane.entries if entry[2]]
             heapq.heapify(lane.entries)
+
+    def _tag(self, now: float, priority: float) -> float:
+        tag = now + priority * self.aging
+        if not math.isfinite(tag):
+            msg = f"priority must be finite, and so must be its {self.aging:g} s of aging a step, not {priority!r}"
+            raise ValueError(msg)
+        return tag
 
     @staticmethod
     def _first(lane: _Lane[T]) -> T:

@@ -34,7 +34,7 @@ def parse_size(value: str | float, argument: str) -> int:
             raise ValueError(msg)
         size = float(match[1]) * unit
     else:
-        size = float(value)
+        size = float(value) if -(2**64) < value < 2**64 else float("inf")  # a whole number may be too large for a float
     if not 1 <= size < 2**63:
         msg = f"{argument}={value!r} must be at least one byte and below 8 EiB"
         raise ValueError(msg)

@@ -29,7 +29,7 @@ from guardrails.core.errors import QueueFull, Rejected, WaitTimeout
 from guardrails.core.guard import Call, Gate, Position
 from guardrails.core.outcome import Outcome
 from guardrails.core.permits import Ledger, Permits
-from guardrails.core.queue_options import Key, Priority
+from guardrails.core.queue_options import Key, Priority, rank_of
 from guardrails.core.service_rate import ServiceRate
 from guardrails.core.waiting import FairRoom, TaskWaiter, ThreadWaiter, Waiter, on_event_loop, wake
 
@@ -112,6 +112,7 @@ class Turnstile(Gate):
         self.reads_call = self.reads_call or callable(priority) or key is not None
         self._priority = priority
         self._key = key
+        self._aging = aging
         self._lock = threading.RLock()
         self._clock = clock
         self._demand = demand or _Demand()
@@ -273,9 +274,10 @@ class Turnstile(Gate):
                 return True
             refusal = self._no_place(now, number, whose)
             if refusal is None:
-                if not self._room:
-                    self._rate.began(now)
+                was_empty = not self._room
                 self._room.join(waiter, now=now, priority=number, key=whose)
+                if was_empty:
+                    self._rate.began(now)
                 self._waiting = len(self._room)
                 # From now on a call that is settled sees us. One that was settled a moment ago did not.
                 granted = self._grant()
@@ -285,14 +287,7 @@ class Turnstile(Gate):
         return False
 
     def _rank(self, call: Call) -> tuple[float, Hashable]:
-        # A block has no arguments: functions of them say nothing about it.
-        args, kwargs, priority = call.args, call.kwargs, self._priority
-        if args is None or kwargs is None:
-            return (0 if callable(priority) else priority), None
-        return (
-            priority(*args, **kwargs) if callable(priority) else priority,
-            None if self._key is None else self._key(*args, **kwargs),
-        )
+        return rank_of(self.name, call.args, call.kwargs, priority=self._priority, key=self._key, aging=self._aging)
 
     def _no_place(self, now: float, priority: float, key: Hashable) -> Rejected | None:
         # Under the lock.

@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
-from guardrails.core import events
+from guardrails.core import events, validate
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
 from guardrails.core.errors import MemoryRefused, Rejected
 from guardrails.core.guard import Call
@@ -207,7 +207,8 @@ class Admit(Layer, Turnstile):
         value: Any = self._cost(*call.args, **call.kwargs)
         if type(value) is int and 0 <= value < _UNLIMITED:
             return value
-        return 0 if value == 0 else parse_size(value, "memory(...)")
+        is_zero = isinstance(value, int | float) and not isinstance(value, bool) and value == 0
+        return 0 if is_zero else parse_size(value, f"{self.name}: memory(...)")
 
     def _must_wait(self, call: Call, cost: int) -> None:
         if self._fixed is None:
@@ -219,7 +220,9 @@ class Admit(Layer, Turnstile):
 
     def _group(self, call: Call) -> int:
         size = None if self._learned is None else self._learned.size
-        return 0 if size is None or call.args is None else size_class(size(*call.args, **(call.kwargs or {})))
+        if size is None or call.args is None:
+            return 0
+        return size_class(validate.finite(f"{self.name}: size(...)", size(*call.args, **(call.kwargs or {}))))
 
     def _issued(self, ticket: Held) -> None:
         if self._book is not None and isinstance(ticket.cost, Charge):

@@ -71,14 +71,18 @@ class Connection:
 
     Attributes:
         key: whose it is.
+        place: what its guard keeps it under: the key, in a form whose hash stays.
         closed: why the guard closed it, None while it has not.
         counted: whether it has a place.
         opened: when, on the guard's clock.
         home: its event loop.
     """
 
-    def __init__(self, guard: Owner, key: Hashable, on_close: Callable[[str], object] | None, clock: Clock) -> None:
+    def __init__(
+        self, guard: Owner, key: Hashable, place: Hashable, on_close: Callable[[str], object] | None, clock: Clock
+    ) -> None:
         self.key = key
+        self.place = place
         self.closed: str | None = None
         self._guard = guard
         self._on_close = on_close

@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, cast
 from guardrails.core import events
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
 from guardrails.core.errors import Rejected
+from guardrails.core.keys import checked
 from guardrails.core.kinds import kind_of, name_of
 from guardrails.gates.connection import (
     Connection,
@@ -96,7 +97,7 @@ class Connections:
 
     def count(self, key: Hashable) -> int:
         """Open connections of a key."""
-        return len(self._open.get(key, ()))
+        return len(self._open.get(checked(self.name, key), ()))
 
     def describe(self) -> str:
         """One line: what it is and the settings that matter."""
@@ -128,11 +129,12 @@ class Connections:
         Raises:
             TooManyConnections: there is no place.
         """
-        connection = Connection(self, key, on_close, self._clock)
+        place = checked(self.name, key)
+        connection = Connection(self, key, place, on_close, self._clock)
         oldest: Connection | None = None
         refusal: TooManyConnections | None = None
         with self._lock:
-            own = self._open.get(key, {})
+            own = self._open.get(place, {})
             full = len(own) >= self.per_key
             if full or (self.max_total is not None and self._total >= self.max_total):
                 if self.when_full == "close_oldest" and own:
@@ -147,7 +149,7 @@ class Connections:
             if oldest is not None:
                 self._strike(oldest)
             if refusal is None:
-                self._open.setdefault(key, {})[connection] = None
+                self._open.setdefault(place, {})[connection] = None
                 self._total += 1
         if refusal is not None:
             connection.counted = False
@@ -238,10 +240,10 @@ class Connections:
     def _strike(self, connection: Connection) -> None:
         # Under the lock.
         connection.counted = False
-        own = self._open[connection.key]
+        own = self._open[connection.place]
         del own[connection]
         if not own:
-            del self._open[connection.key]
+            del self._open[connection.place]
         self._total -= 1
 
     def _tell(self, connection: Connection) -> None:

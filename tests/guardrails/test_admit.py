@@ -177,7 +177,7 @@ def test_a_cost_function_may_return_any_size(memory, cost, reserved):
 )
 def test_a_cost_that_is_no_size_is_refused_and_named(memory, cost, error):
     gate = admit(memory=lambda: cost, sampler=memory)
-    with pytest.raises(error, match=r"^memory\(\.\.\.\)"):
+    with pytest.raises(error, match=r"^admit: memory\(\.\.\.\)"):
         gate(lambda: 7)()
     assert at_zero(gate)
 

@@ -164,7 +164,7 @@ def test_those_who_leave_do_not_pile_up():
     for number in range(10_000):
         queue.push(number, now=1)
         queue.discard(number)
-    assert len(queue._lanes[None].entries) < 50
+    assert len(next(iter(queue._lanes.values())).entries) < 50
     queue.push("last", now=2)
     assert order(queue) == ["first", "last"]
     assert queue._lanes == {}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from guardrails.core import events
+from guardrails.core.keys import checked
 from guardrails.core.waiting import wake
 from guardrails.gates.limiter.lane import Lane, Rates
 from guardrails.gates.limiter.reservation import Reservation, running
@@ -196,8 +197,11 @@ class LimiterFace(Turnstile):
         return self._lane_ident(key if self._key is not None else None, tier)
 
     def _lane_ident(self, key: Hashable, tier: Hashable) -> Ident:
+        if self._key is not None:
+            key = checked(self.name, key)
         if not self._tiered:
             return None, key
+        checked(self.name, tier, "tier")
         if tier not in self._tiers:
             if self._default_tier is NOT_GIVEN:
                 known = ", ".join(map(repr, self._tiers))

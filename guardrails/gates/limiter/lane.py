@@ -280,11 +280,7 @@ class Lanes:
 
     def of(self, ident: Hashable, rates: Rates, now: float) -> Lane:
         """The lane of `ident`. It counts as a use."""
-        try:
-            lane = self._lanes.pop(ident, None)
-        except TypeError as exc:
-            msg = f"key or tier is not hashable: {exc}"
-            raise TypeError(msg) from None
+        lane = self._lanes.pop(ident, None)
         if lane is None:
             while len(self._lanes) >= self.max_keys and self._evict(now):
                 pass

@@ -10,6 +10,8 @@ from guardrails.core.guard import Call
 from guardrails.gates.limiter.lane import Amounts, Rates
 
 Cost = float | Mapping[str, float]
+#: Whole numbers beyond it are refused: a float cannot hold them all.
+_MOST = 10**300
 #: The dimensions there are, and what a call takes of them when nobody says otherwise.
 DIMENSIONS = {"requests": 1.0, "tokens": 0.0}
 
@@ -23,6 +25,9 @@ def number(argument: str, value: object, *, least: float | None = None) -> float
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{argument} takes a number, not {type(value).__name__}"
         raise TypeError(msg)
+    if isinstance(value, int) and abs(value) > _MOST:
+        msg = f"{argument} takes a number of at most {_MOST:g}, not a larger one"
+        raise ValueError(msg)
     if not math.isfinite(value) or not (value > 0 if least is None else value >= least):
         msg = f"{argument} takes a number {'above 0' if least is None else f'of at least {least:g}'}, not {value!r}"
         raise ValueError(msg)
@@ -98,7 +103,7 @@ class Costs:
             msg = f"{self._name}: cost is a function of the call's arguments, and a block has none; use acquire(...)"
             raise TypeError(msg)
         assert self._function is not None  # noqa: S101 - either fixed or a function
-        return self._read("cost(...)", self._function(*call.args, **call.kwargs))
+        return self._read(f"{self._name}: cost(...)", self._function(*call.args, **call.kwargs))
 
     def of(self, amount: float | None, requests: float | None, tokens: float | None) -> Amounts:
         """What somebody says that a call takes; what they leave open is as for every call."""
