@@ -13,6 +13,12 @@ import msgspec
 
 _NICEST = 19
 _MAX_OOM_SCORE = 1000
+_MIB = 1 << 20
+#: A budget leaves at least this much over what the freshly loaded worker holds.
+_ROOM_TO_WORK = 1.25
+#: By so much larger than one worker the next may come up. Loads of the same model in several threads differ by up to
+#: 9 % (MiniLM, 24 starts), small ones by some pages.
+_SPREAD, _SPREAD_BYTES = 1.15, 4 * _MIB
 
 
 #: What `Faults.effect` may be.
@@ -149,3 +155,20 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
     resources: Resources = Resources()
     faults: Faults = Faults()
+
+
+def budget_fits(budget: int, loaded: int) -> bool:
+    """Whether a soft budget leaves a worker room to work that holds `loaded` bytes when it is loaded and warm."""
+    return loaded * _ROOM_TO_WORK <= budget
+
+
+def budget_for(loaded: int) -> int:
+    """The budget that an error names for a worker that held `loaded` bytes: one that every further worker fits in too,
+    in whole MiB.
+    """
+    return -(-round((loaded * _SPREAD + _SPREAD_BYTES) * _ROOM_TO_WORK) // _MIB) * _MIB
+
+
+def largest_load(budget: int) -> int:
+    """The most that a worker may be expected to hold when it is loaded for `budget` to be named for it."""
+    return max(0, int((budget / _ROOM_TO_WORK - _SPREAD_BYTES) / _SPREAD))

@@ -27,7 +27,7 @@ from runners.protocol.messages import (
     Submit,
     ToParent,
 )
-from runners.spec import WorkerSpec
+from runners.spec import WorkerSpec, budget_fits, budget_for
 from runners.supervision.exit import Exit
 from runners.supervision.memory import WorkerMemory, in_thread
 from runners.supervision.process import WorkerProcess
@@ -36,10 +36,6 @@ from runners.supervision.request import Request
 State = Literal["starting", "ready", "draining", "exited"]
 _MIB = 1024 * 1024
 _ANSWERS = (Done, Failed)
-#: A budget must leave at least this much over what the freshly loaded worker holds.
-_ROOM_TO_WORK = 1.25
-#: What a refusal asks for: a little more, since the next worker may come up a few pages larger than this one.
-_NEEDED = 1.3
 
 
 class Worker:
@@ -113,7 +109,7 @@ class Worker:
             self.baseline = self.private
             self._check_alive()
             self.memory.hold.arm(self.pid)
-            if budget is not None and self.baseline * _ROOM_TO_WORK > budget:
+            if budget is not None and not budget_fits(budget, self.baseline):
                 self._refuse_budget(budget)
         except TimeoutError:
             msg = (
@@ -136,7 +132,7 @@ class Worker:
             raise ProcessLookupError(self.pid)
 
     def _refuse_budget(self, budget: int) -> None:
-        needed = -(-int(self.baseline * _NEEDED) // _MIB) * _MIB
+        needed = budget_for(self.baseline)
         msg = (
             f"{self.spec.name}: memory={format_size(budget)} is too small: freshly loaded and warm the worker holds "
             f"{format_size(self.baseline)}; it needs memory={needed // _MIB}MiB or more"

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from runners.spec import budget_for, largest_load
 from runners.worker.engines.base import EngineError
 from runners.worker.engines.llama.cache import KvCache
 from runners.worker.engines.llama.logs import Log
@@ -18,6 +19,8 @@ from runners.worker.engines.llama.native import Context
 _MIB = 2**20
 #: What is held beside the KV cache, at least: the interpreter, the library, its buffers.
 _BESIDE = 96 * _MIB
+#: Buffers of one step, which come after the model is loaded: 5 MiB for a vocabulary of 49,152 tokens.
+_BUFFERS = 16 * _MIB
 #: What the library writes for a cell beside its keys and values: its position and its sequence.
 _PER_CELL = 32
 #: From 64 tokens on llama.cpp's flash attention for CPUs works in tiles, and rounds in another way.
@@ -155,21 +158,26 @@ def load(options: Options, log: Log) -> tuple[Model, Context]:
 
 
 def check_budget(options: Options, model: Model) -> None:
-    """Refuse, before it is made, a KV cache that the budget cannot hold."""
+    """Refuse, before it is made, a KV cache that the budget cannot hold.
+
+    The budget and the context that the error names are good for the parent's check of the loaded worker as well.
+    """
     if options.memory is None:
         return
     kv = model.kv_bytes(options.context, options.kv_type, options.kv_type)
-    needed = kv + (options.prefix_memory or 0) + _BESIDE
-    if needed > options.memory:
+    kept = options.prefix_memory or 0
+    if kv + kept + _BESIDE > options.memory:
+        loaded = (private() or _BESIDE) + _BUFFERS
+        needed = max(kv + kept + _BESIDE, budget_for(kv + loaded))
         cell = max(1, kv // options.context)
-        kept = options.prefix_memory or 0
-        fits = max(0, options.memory - _BESIDE - kept) // cell
+        fits = max(0, min(options.memory - _BESIDE - kept, largest_load(options.memory) - loaded)) // cell
         beside = f", and prefix_memory={kept // _MIB:,}MiB" if kept else ""
         raise EngineError(
             "budget_too_small",
             f"memory={options.memory // _MIB}MiB cannot hold a KV cache of context={options.context:,} tokens in "
             f"{options.kv_type}, which is {kv // _MIB:,} MiB{beside}: it needs "
-            f"memory={-(-needed // _MIB)}MiB or more, or context={fits} or less"
+            f"memory={-(-needed // _MIB)}MiB or more"
+            + (f", or context={fits} or less" if fits >= options.slots else "")
             + ("" if options.kv_type != "f16" else ", or kv_type='q8_0', which halves it"),
             needed=needed,
         )
