@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from guardrails._lazy import lazy
 from guardrails.core.errors import (
+    CallerError,
     Failed,
     GuardrailError,
     InternalError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from guardrails.strategies.retry.strategy import RetriesExhausted
 
 __all__ = [
+    "CallerError",
     "CircuitOpen",
     "ConnectionClosed",
     "Failed",

@@ -17,6 +17,8 @@
     │   └── InjectedError     a fault on purpose (strategies/inject)
     └── InternalError         a bug in this library: please report it
 
+`CallerError` stands beside the tree: whatever is wrong with a call itself derives from it.
+
 Misuse is not in the tree: a wrong argument is a `TypeError` or `ValueError` when the guard is built, and names the
 argument. A missing extra is `MissingExtra`, an `ImportError` whose one line names the `pip install`.
 """
@@ -82,6 +84,17 @@ class MemoryRefused(Rejected):
     """There is no memory for the call: not now (reason ``memory_critical``), or not ever (``memory_too_large``)."""
 
     reason = "memory_critical"
+
+
+class CallerError(Exception):
+    """The call itself is wrong (its data, its options), and would be wrong anywhere: it counts as `ignored`, as a 4xx.
+
+    A breaker does not count it, a retry does not repeat it, a fallback does not answer it, unless they are asked to.
+    Derive errors of your own from it.
+    """
+
+    #: Read by `guardrails.core.outcome.classify`.
+    __outcome__ = "ignored"
 
 
 class Failed(GuardrailError):

@@ -9,9 +9,8 @@ from __future__ import annotations
 import itertools
 
 from guardrails.core.clock import SYSTEM_CLOCK
-from guardrails.core.errors import Rejected
 from guardrails.core.events import CallFinished, CallStarted, emit
-from guardrails.core.outcome import Outcome
+from guardrails.core.outcome import Outcome, refusal_of
 
 #: Of all calls of this process. To take the next one needs no lock.
 _numbers = itertools.count(1)
@@ -37,5 +36,5 @@ class ObservedCall:
 
     def end(self, outcome: Outcome) -> None:
         """The call is over. A refusal by a guard is told apart from what else says nothing of the dependency."""
-        word = "rejected" if isinstance(outcome.exception, Rejected) else outcome.kind
+        word = outcome.kind if refusal_of(outcome.exception) is None else "rejected"
         emit(CallFinished(self._source, self._number, _now() - self._began, word, self._first))

@@ -1,23 +1,22 @@
 """What a call's end means: success, failure, throttled or ignored. One function decides, for every guard alike.
 
-* `ignored` is cancellation, a refusal of ours (`Rejected`), an early close, and a client's own mistake (4xx): it says
-  nothing about the health of the dependency.
+* `ignored` is cancellation, a refusal of ours (`Rejected`), an early close, and a client's own mistake (a 4xx, a
+  `CallerError`): it says nothing about the health of the dependency.
 * `throttled` is 429 and its kin (503 with Retry-After, Anthropic's 529): the dependency is alive and asks for less.
 
-Exceptions are read by shape, not by class, so no provider's package is imported: a `status_code` (openai, anthropic,
-httpx, requests through `.response`) or `status` (aiohttp), and a response's `headers`.
+An exception may carry its verdict in an attribute `__outcome__`, one of the four words; `CallerError` does. Others are
+read by shape, not by class, so no provider's package is imported (see `guardrails.core.client_errors`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
 import sys
-import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from guardrails.core.client_errors import attribute, read_error, read_response
 from guardrails.core.errors import Rejected
+from guardrails.core.retry_after import retry_after, seconds_asked
 
 Kind = Literal["success", "failure", "throttled", "ignored"]
 
@@ -29,12 +28,17 @@ class Outcome:
     Attributes:
         kind: one of the four.
         exception: what was raised, if anything was.
-        retry_after: seconds that the dependency asked to be left alone, when it said so.
+        retry_after: seconds that the dependency, or the guard that refused, asked to be left alone, when it said so.
+            Whatever it is made with, it is None or a number from 0 to `MAX_RETRY_AFTER`.
     """
 
     kind: Kind
     exception: BaseException | None = None
     retry_after: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.retry_after is not None:
+            object.__setattr__(self, "retry_after", seconds_asked(self.retry_after))
 
 
 SUCCESS = Outcome("success")
@@ -47,65 +51,63 @@ _REQUEST_TIMEOUT = 408
 _FIRST_SERVER_ERROR = 500
 _FIRST_CLIENT_ERROR = 400
 
+_RANK: dict[Kind, int] = {"success": 0, "ignored": 1, "throttled": 2, "failure": 3}
+
 
 def is_cancellation(exc: BaseException) -> bool:
     """Whether `exc` is the event loop's cancellation (asyncio's or trio's) and not an error of the call."""
-    if isinstance(exc, asyncio.CancelledError):
+    # Looked up, not imported: a loop that is not loaded has cancelled nothing.
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
+    if asyncio is not None and isinstance(exc, asyncio.CancelledError):
         return True
-    trio = sys.modules.get("trio")  # not imported means that no trio task can be running
     return trio is not None and isinstance(exc, trio.Cancelled)
 
 
 def classify(exc: BaseException) -> Outcome:
-    """The outcome of a call that raised `exc`. Never raises. A group of errors is as bad as its worst member."""
-    if not isinstance(exc, Exception) or isinstance(exc, Rejected):
-        # CancelledError, trio.Cancelled, GeneratorExit, KeyboardInterrupt, SystemExit; and our own refusals further in.
+    """The outcome of a call that raised `exc`. Never raises.
+
+    A group of errors is as bad as its worst member, and asks for the longest wait of them all.
+    """
+    if not isinstance(exc, Exception):
+        # CancelledError, trio.Cancelled, GeneratorExit, KeyboardInterrupt, SystemExit.
         return Outcome("ignored", exc)
+    if isinstance(exc, Rejected):  # our own refusals further in
+        return Outcome("ignored", exc, attribute(exc, "retry_after"))
     if isinstance(exc, ExceptionGroup):
-        worst = max((classify(member) for member in exc.exceptions), key=lambda outcome: _RANK[outcome.kind])
-        return Outcome(worst.kind, exc, worst.retry_after)
-    response = _attribute(exc, "response")
-    status = _status(exc)
-    if status is None and response is not None:
-        status = _status(response)
-    if status is None:
+        members = [classify(member) for member in exc.exceptions]
+        kind = max((member.kind for member in members), key=_RANK.__getitem__)
+        waits = [member.retry_after for member in members if member.retry_after is not None]
+        return Outcome(kind, exc, max(waits, default=None))
+    said = attribute(exc, "__outcome__")
+    if isinstance(said, str) and said in _RANK:
+        return Outcome(said, exc, attribute(exc, "retry_after"))
+    reading = read_error(exc)
+    if reading.status is None:
         return Outcome("failure", exc)
-    return _of_status(status, exc, response if response is not None else exc)
+    return _of_status(reading.status, exc, reading.retry_after)
 
 
 def classify_result(result: object) -> Outcome:
     """The outcome of a call that returned: a success, unless what it returned is an HTTP response that says
     otherwise.
     """
-    try:
-        status = getattr(result, "status_code", None)
-    except Exception:  # a property of somebody's class: whatever it is, it is no HTTP status
+    reading = read_response(result)
+    if reading.status is None or reading.status < _FIRST_CLIENT_ERROR:
         return SUCCESS
-    if not isinstance(status, int):
-        return SUCCESS
-    return _of_status(status, None, result) if status >= _FIRST_CLIENT_ERROR else SUCCESS
+    return _of_status(reading.status, None, reading.retry_after)
 
 
-_RANK = {"success": 0, "ignored": 1, "throttled": 2, "failure": 3}
-
-
-def _attribute(thing: object, name: str) -> Any:
-    try:
-        return getattr(thing, name, None)
-    except Exception:  # a property that raises (httpx has some) must not take the place of the call's own error
+def refusal_of(exc: BaseException | None) -> Rejected | None:
+    """`exc` if it is a refusal; the first one if it is a group of nothing but refusals; else None."""
+    if isinstance(exc, Rejected):
+        return exc
+    if not isinstance(exc, ExceptionGroup):
         return None
+    members = [refusal_of(member) for member in exc.exceptions]
+    return None if None in members else members[0]
 
 
-def _status(thing: object) -> int | None:
-    for attribute in ("status_code", "status"):
-        status = _attribute(thing, attribute)
-        if isinstance(status, int) and not isinstance(status, bool):
-            return status
-    return None
-
-
-def _of_status(status: int, exc: BaseException | None, response: object) -> Outcome:
-    wait = retry_after(_attribute(response, "headers"))
+def _of_status(status: int, exc: BaseException | None, wait: float | None) -> Outcome:
     if status in (_TOO_MANY_REQUESTS, _OVERLOADED) or (status == _UNAVAILABLE and wait is not None):
         return Outcome("throttled", exc, wait)
     if status >= _FIRST_SERVER_ERROR or status == _REQUEST_TIMEOUT:
@@ -113,46 +115,14 @@ def _of_status(status: int, exc: BaseException | None, response: object) -> Outc
     return Outcome("ignored" if status >= _FIRST_CLIENT_ERROR else "failure", exc, wait)
 
 
-def retry_after(headers: Any, *, wall_now: float | None = None) -> float | None:
-    """Seconds asked for by ``retry-after-ms`` or ``Retry-After`` (RFC 9110: seconds or an HTTP date), else None.
-
-    `headers` is any mapping with `get`; a date in the past means 0. Text that is neither is no answer, not an error.
-    `wall_now` is the wall-clock time in seconds since 1970 against which a date is read; by default the system's.
-    """
-    milliseconds = _seconds(_header(headers, "retry-after-ms", "Retry-After-Ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    value = _header(headers, "retry-after", "Retry-After")
-    seconds = _seconds(value)
-    return _seconds_until(value, time.time() if wall_now is None else wall_now) if seconds is None else seconds
-
-
-def _header(headers: Any, *spellings: str) -> Any:
-    # Both spellings, since a plain dict knows no other case than its own.
-    try:
-        return next((value for name in spellings if (value := headers.get(name)) is not None), None)
-    except Exception:  # no mapping, or none that takes a name
-        return None
-
-
-def _seconds(value: Any) -> float | None:
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None  # NaN and infinity are no answer
-
-
-def _seconds_until(value: Any, wall_now: float) -> float | None:
-    if not isinstance(value, str):
-        return None
-    from datetime import UTC  # noqa: PLC0415 - few answers carry a date, and these two are a tenth of our import
-    from email.utils import parsedate_to_datetime  # noqa: PLC0415
-
-    try:
-        when = parsedate_to_datetime(value)
-    except Exception:  # email's parser answers junk with errors of half a dozen types
-        return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=UTC)  # an HTTP date is in GMT, written or not
-    return max(0.0, when.timestamp() - wall_now)
+__all__ = [
+    "IGNORED",
+    "SUCCESS",
+    "Kind",
+    "Outcome",
+    "classify",
+    "classify_result",
+    "is_cancellation",
+    "refusal_of",
+    "retry_after",
+]

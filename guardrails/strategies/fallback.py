@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from guardrails.core import events
-from guardrails.core.errors import Rejected
 from guardrails.core.guard import DrivenCall, Guard, Position, Strategy
-from guardrails.core.outcome import Outcome
+from guardrails.core.outcome import Outcome, refusal_of
 from guardrails.core.pipeline import Layer
 
 T = TypeVar("T")
@@ -144,12 +143,12 @@ class Fallback(Layer, Strategy):
             return isinstance(error, Exception) and (
                 isinstance(error, self._types) or any(predicate(error) for predicate in self._predicates)
             )
-        return outcome.kind in ("failure", "throttled") or isinstance(error, Rejected)
+        return outcome.kind in ("failure", "throttled") or refusal_of(error) is not None
 
     def _tell(self, outcome: Outcome) -> None:
         if events.sinks:
-            error = outcome.exception
-            events.emit(FallbackUsed(self.name, error.reason if isinstance(error, Rejected) else outcome.kind))
+            refusal = refusal_of(outcome.exception)
+            events.emit(FallbackUsed(self.name, outcome.kind if refusal is None else refusal.reason))
 
     def _call(self, call: DrivenCall, error: BaseException | None) -> Any:
         if not self._function:

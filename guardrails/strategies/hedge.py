@@ -27,8 +27,8 @@ import anyio
 
 from guardrails.core import events
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
-from guardrails.core.errors import Rejected
 from guardrails.core.guard import DrivenCall, Position, Strategy
+from guardrails.core.outcome import refusal_of
 from guardrails.core.pipeline import Layer
 from guardrails.strategies.backoff import seconds
 from guardrails.strategies.budget import RetryBudget, budget_of
@@ -106,7 +106,7 @@ class _Race:
         """An attempt ended with `exc`."""
         if self.winner or self.error is not None:
             return  # how a loser ends
-        refused = isinstance(exc, Rejected)
+        refused = refusal_of(exc) is not None
         if isinstance(exc, Exception) and (refused or self.call.judge(exc).kind != "ignored"):
             self.failures.append((exc, None))
             return
@@ -128,7 +128,7 @@ class _Race:
         ending: tuple[BaseException | None, Any] = self.error, None
         if self.error is None:
             # What a guard refused never reached the dependency: a real failure, where there is one, says more.
-            real = [failure for failure in self.failures if not isinstance(failure[0], Rejected)]
+            real = [failure for failure in self.failures if refusal_of(failure[0]) is None]
             ending = (real or self.failures)[0]
         self.failures, self.error = [], None  # their tracebacks hold the frames that hold this
         return ending

@@ -12,7 +12,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrails.core.outcome import classify, classify_result, is_cancellation, retry_after
+from guardrails.core.outcome import Outcome, classify, classify_result, is_cancellation, refusal_of, retry_after
+from guardrails.core.retry_after import MAX_RETRY_AFTER
 from guardrails.errors import QueueFull, TimedOut
 
 
@@ -111,6 +112,22 @@ def test_a_returned_response_speaks_for_itself(status, kind):
     assert classify_result(response(HTTPStatus(status))).kind == kind
 
 
+def test_a_group_asks_for_the_longest_wait_of_its_members():
+    short, long = (HTTPError(response=response(429, retry_after=seconds)) for seconds in ("3", "40"))
+    for members in ([short, long], [long, short], [short, ExceptionGroup("more", [ValueError(), long])]):
+        assert classify(ExceptionGroup("tasks", members)).retry_after == 40.0
+    refusals = ExceptionGroup("tasks", [QueueFull("a", retry_after=2), QueueFull("b", retry_after=5), QueueFull("c")])
+    assert (classify(refusals).kind, classify(refusals).retry_after) == ("ignored", 5.0)
+
+
+def test_a_group_of_refusals_is_a_refusal():
+    first, second = QueueFull("a"), QueueFull("b")
+    assert refusal_of(first) is first
+    assert refusal_of(ExceptionGroup("tasks", [ExceptionGroup("more", [second]), first])) is second
+    for other in (None, ValueError(), ExceptionGroup("tasks", [first, ExceptionGroup("more", [ValueError()])])):
+        assert refusal_of(other) is None
+
+
 @pytest.mark.parametrize("result", [None, 503, "text", [1], {"status_code": 503}, SimpleNamespace(status=503)])
 def test_anything_else_returned_is_a_success(result):
     assert classify_result(result).kind == "success"
@@ -166,6 +183,40 @@ def test_retry_after_in_seconds_and_milliseconds(headers, seconds):
 )
 def test_junk_is_no_answer(junk):
     assert retry_after({"retry-after": junk}) is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"retry-after": "1e308"},
+        {"retry-after": "9999999"},
+        {"retry-after": 86_401},
+        {"retry-after-ms": "1e308"},
+        {"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"},
+        {"retry-after": "Fri, 31 Dec 9999 23:59:59 -2359"},
+    ],
+)
+def test_no_dependency_can_ask_for_more_than_a_day(headers):
+    assert retry_after(headers) == MAX_RETRY_AFTER == 86_400
+
+
+@pytest.mark.parametrize(
+    ("given", "held"),
+    [
+        (None, None),
+        (3, 3.0),
+        ("3", 3.0),
+        (-1, 0.0),
+        (1e308, 86_400.0),
+        (float("inf"), None),
+        (float("nan"), None),
+        ("x", None),
+    ],
+)
+def test_an_outcome_holds_a_wait_that_can_be_used(given, held):
+    # Whoever made it: a classify of the user's, or a guard inside that was misused.
+    assert Outcome("throttled", None, given).retry_after == held
+    assert classify(QueueFull("inner", retry_after=given)).retry_after == held
 
 
 @pytest.mark.parametrize("headers", [None, 7, "retry-after: 7", [], SimpleNamespace(get=lambda: 1), Explosive()])

@@ -14,9 +14,8 @@ from typing import Any
 
 from guardrails.core import events
 from guardrails.core.clock import Clock
-from guardrails.core.errors import Rejected
 from guardrails.core.guard import DrivenCall
-from guardrails.core.outcome import Outcome
+from guardrails.core.outcome import Outcome, refusal_of
 from guardrails.core.waiting import TaskWaiter, ThreadWaiter, on_event_loop
 from guardrails.strategies.backoff import seconds
 from guardrails.strategies.cache.flight import Flight, Flights, Following, Landing, lock
@@ -182,7 +181,7 @@ class Answers:
         """The stale entry that is better than such an outcome, if there is one."""
         if not self.if_error:
             return None
-        if outcome.kind not in ("failure", "throttled") and not isinstance(outcome.exception, Rejected):
+        if outcome.kind not in ("failure", "throttled") and refusal_of(outcome.exception) is None:
             return None
         now = self._now()
         with lock:

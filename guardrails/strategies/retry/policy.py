@@ -18,7 +18,8 @@ from guardrails.core.clock import Clock
 from guardrails.core.deadline import remaining
 from guardrails.core.errors import Rejected
 from guardrails.core.guard import DrivenCall
-from guardrails.core.outcome import Outcome
+from guardrails.core.outcome import Outcome, refusal_of
+from guardrails.core.retry_after import seconds_asked
 from guardrails.core.waiting import on_event_loop
 from guardrails.strategies.backoff import Backoff, at_least
 from guardrails.strategies.budget import RetryBudget
@@ -158,7 +159,7 @@ class Policy:
     def _retryable(self, run: Run, outcome: Outcome) -> bool:
         error = outcome.exception
         if error is None or not self._narrowed:
-            if isinstance(error, Rejected):
+            if refusal_of(error) is not None:
                 return self._retry_rejected
             return outcome.kind in ("failure", "throttled")
         if isinstance(error, Rejected):
@@ -184,7 +185,9 @@ class Policy:
         else:
             delay = max(0.0, float(self._wait(self._state(run, outcome))))
         run.previous = delay
-        asked = outcome.exception.retry_after if isinstance(outcome.exception, Rejected) else outcome.retry_after
+        error = outcome.exception
+        # A verdict of the user's may leave out what a refusal asks for.
+        asked = seconds_asked(error.retry_after) if isinstance(error, Rejected) else outcome.retry_after
         if asked is not None:
             if asked > self.max_retry_after:
                 return 0.0, "retry_after"
