@@ -75,24 +75,44 @@ demo: $(STAMPS)/venv ## Run the demo: real models, a leak, kills in the middle, 
 	printf '\033[1m==>\033[0m %s\n' "demo"; \
 	$(PY) -m runners demo --llama-build $(LLAMA_LOG) $(ARGS)
 
+# Processes that tests are spread over. One, to see output at once or to debug: make test JOBS=0 ARGS='-s -k breaker'
+JOBS ?= logical
+SPREAD = -n $(JOBS) --dist worksteal
+
 # Two runs: the guards under Python's development mode, then the rest. Both run; either one fails the target.
 # Pytest's status 5 means that no test was selected: fine for one of the two when ARGS selects, not for both.
-.PHONY: test
-test: $(STAMPS)/test ## Run the tests (ARGS goes to pytest)
-	@failed=0; ran=0; \
+# $(1): the Python that runs pytest. $(2): further arguments of pytest. $(3): what to do with a failed run.
+define run_tests
+@failed=0; ran=0; \
 	part() { \
-		local rc=0; printf '\033[1m==>\033[0m %s\n' "$$*"; "$$@" $(ARGS) || rc=$$?; \
+		local rc=0; printf '\033[1m==>\033[0m %s\n' "$$*"; env "$$@" $(SPREAD) $(2) $(ARGS) || rc=$$?; \
 		if [ $$rc -eq 5 ] && [ -n "$$selected" ]; then return; fi; \
 		ran=1; if [ $$rc -ne 0 ]; then failed=1; fi; \
 	}; \
 	selected=$(if $(strip $(ARGS)),yes); \
-	found() { [ -d tests ] && [ -n "$$(find tests -name 'test_*.py' "$$@" -print -quit)" ]; }; \
-	if found -path 'tests/guardrails/*'; then part $(PY) -X dev -m pytest tests/guardrails; \
-	else echo "no tests in tests/guardrails: skipped"; fi; \
-	if found -not -path 'tests/guardrails/*'; then part $(PY) -m pytest tests --ignore=tests/guardrails; \
-	else echo "no other tests: skipped"; fi; \
+	part PYTHONDEVMODE=1 $(1) -m pytest tests/guardrails; \
+	part $(1) -m pytest tests --ignore=tests/guardrails; \
 	if [ $$ran -eq 0 ]; then echo "no test ran" >&2; exit 1; fi; \
-	exit $$failed
+	$(or $(3),exit $$failed)
+endef
+
+.PHONY: test
+test: $(STAMPS)/test ## Run all tests (ARGS goes to pytest)
+	$(call run_tests,$(PY))
+
+.PHONY: test-fast
+test-fast: $(STAMPS)/test ## Run the tests that take no more than about a second each
+	$(call run_tests,$(PY),-m 'not slow')
+
+# Workers and other programs that the tests start are measured too. Tracing makes everything slower: whether the tests
+# pass is the business of `make test`; this target fails where too little is covered.
+.PHONY: coverage
+coverage: $(STAMPS)/test ## Measure what the tests cover, also in workers, and hold it against the floor
+	$(call say,"coverage")
+	@$(BIN)/coverage erase
+	$(call run_tests,$(PY) -m coverage run,-q,true)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report --skip-covered
 
 # ------------------------------------------------------------------------------------------------ the others
 
