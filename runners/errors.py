@@ -1,5 +1,8 @@
 """Every error of the runners. The base classes are those of `guardrails.core.errors`.
 
+Those marked with * are the caller's own mistakes (`CallerError`): every guard ignores them, as it does a 4xx.
+A `RemoteError` counts as what the function raised: see `runners.worker.engines.verdict`.
+
 ::
 
     GuardrailError
@@ -9,12 +12,13 @@
     │   └── FleetFull                no room in its fleet's memory budget in time   (also MemoryRefused)
     └── RunnerError
         ├── RunnerClosed             used before start or after close          (also RuntimeError)
-        ├── WrongEventLoop           used from another loop than it started in (also RuntimeError)
-        ├── InvalidInput             the request's data is not what the runner takes   (also ValueError)
-        │   └── PromptTooLong        prompt and answer are more than the model's context; has the numbers
-        ├── TemplateFailed           the model's chat template is missing or broken, or takes too long
-        ├── UnsendableValue          arguments or a result that are not data   (also TypeError)
-        ├── StreamMismatch           a generator function called without `.stream`, or the reverse   (also TypeError)
+        ├── WrongEventLoop *         used from another loop than it started in (also RuntimeError)
+        ├── InvalidInput *           the request's data is not what the runner takes   (also ValueError)
+        │   ├── InvalidType *        it, or an option of it, has the wrong type       (also TypeError)
+        │   └── PromptTooLong *      prompt and answer are more than the model's context; has the numbers
+        ├── TemplateFailed *         the model's chat template is missing or broken, or takes too long
+        ├── UnsendableValue *        arguments or a result that are not data   (also TypeError)
+        ├── StreamMismatch *         a generator function called without `.stream`, or the reverse   (also TypeError)
         ├── StartFailed              the worker could not be brought up:
         │   ├── ModelNotFound                                                  (also FileNotFoundError)
         │   ├── InvalidModel         not a model, or a damaged one             (also ValueError)
@@ -27,7 +31,7 @@
         │   └── SystemLimitReached   the system has no process, file descriptor or memory left for a worker, for now
         └── (also Failed: the request was accepted, and broke)
             ├── RunnerCrashed        the worker died under it and it may not be run twice
-            ├── PoisonedRequest      it was running in two workers that died: refused from then on
+            ├── PoisonedRequest *    it was running in two workers that died: refused from then on
             ├── RequestTimeout                                                 (also TimeoutError)
             └── RemoteError          the function raised: `type`, `message` and `traceback` are the child's
 """
@@ -38,7 +42,7 @@ import builtins
 import functools
 from typing import Any, TypeVar
 
-from guardrails.core.errors import Failed, GuardrailError, MemoryRefused, MissingExtra, QueueFull, Rejected
+from guardrails.core.errors import CallerError, Failed, GuardrailError, MemoryRefused, MissingExtra, QueueFull, Rejected
 from runners.protocol.messages import ErrorInfo
 
 X = TypeVar("X", bound=Exception)
@@ -52,12 +56,16 @@ class RunnerClosed(RunnerError, RuntimeError):
     """The runner is not running: it was not started yet, or was closed."""
 
 
-class WrongEventLoop(RunnerError, RuntimeError):
+class WrongEventLoop(RunnerError, CallerError, RuntimeError):
     """A runner belongs to the event loop that it was started in."""
 
 
-class InvalidInput(RunnerError, ValueError):
+class InvalidInput(RunnerError, CallerError, ValueError):
     """The request's data is not what the runner takes. The message names the item and the mend."""
+
+
+class InvalidType(InvalidInput, TypeError):
+    """The request's data, or an option of it, has another type than the runner takes."""
 
 
 class PromptTooLong(InvalidInput):
@@ -76,15 +84,15 @@ class PromptTooLong(InvalidInput):
         self.context = context
 
 
-class TemplateFailed(RunnerError):
+class TemplateFailed(RunnerError, CallerError):
     """The model's chat template is missing or broken, or takes too long."""
 
 
-class UnsendableValue(RunnerError, TypeError):
+class UnsendableValue(RunnerError, CallerError, TypeError):
     """Arguments or a result hold something that cannot cross to another process."""
 
 
-class StreamMismatch(RunnerError, TypeError):
+class StreamMismatch(RunnerError, CallerError, TypeError):
     """A generator function is read with `runner.stream(...)`, any other is called with `await runner(...)`."""
 
 
@@ -174,7 +182,7 @@ class RunnerCrashed(RunnerError, Failed):
         self.partial = partial
 
 
-class PoisonedRequest(RunnerCrashed):
+class PoisonedRequest(RunnerCrashed, CallerError):
     """The request was running in two workers that died. It is not run a third time."""
 
 
@@ -193,6 +201,10 @@ class RemoteError(RunnerError, Failed):
         type: qualified name of the exception's class.
         message: its text.
         traceback: its formatted traceback, from the child.
+        outcome: what it counts as for guards: ``ignored`` where a `CallerError` was raised, or an error about the
+            values that the function was given (ValueError, TypeError, KeyError, ...); ``throttled`` for a client's 429;
+            else ``failure``.
+        retry_after: seconds that it asked to wait, if it did (a client's 429 has a Retry-After, say).
     """
 
     def __init__(self, info: ErrorInfo) -> None:
@@ -200,8 +212,14 @@ class RemoteError(RunnerError, Failed):
         self.type = info.type
         self.message = info.message
         self.traceback = info.traceback
+        self.retry_after = info.retry_after
+        self.outcome = info.outcome
         if isinstance(self, OSError):
             self.errno = info.numbers.get("errno")
+
+    @property
+    def __outcome__(self) -> str:
+        return self.outcome
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}"
@@ -215,6 +233,8 @@ class RemoteError(RunnerError, Failed):
             type=self.type,
             traceback=self.traceback,
             numbers={} if errno is None else {"errno": errno},
+            outcome=self.outcome,
+            retry_after=self.retry_after,
         )
         return _remote_error, (info,)
 
@@ -297,6 +317,7 @@ __all__ = [
     "InvalidInput",
     "InvalidModel",
     "InvalidOption",
+    "InvalidType",
     "MissingExtra",
     "ModelNotFound",
     "PoisonedRequest",

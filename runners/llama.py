@@ -23,7 +23,7 @@ from runners.supervision.report import Counted
 from runners.supervision.request import Answer
 from runners.supervision.restart import RestartPolicy
 from runners.text_pieces import TextPieces
-from runners.text_requests import SamplingOptions, as_texts, beginning, chat, complete, operation_of
+from runners.text_requests import SamplingOptions, as_invalid_input, as_texts, beginning, chat, complete, operation_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -178,9 +178,9 @@ class LlamaRunner(Runner):
         The keywords are those of `SamplingOptions`. The request is run again if its worker dies.
 
         Raises:
-            ValueError: an option is not what it should be; the message names it.
+            InvalidInput: the prompt is empty, the grammar cannot be parsed, or an option is not what it should be; the
+                message names it.
             PromptTooLong: prompt and `max_tokens` are more than the context.
-            InvalidInput: the prompt is empty, or the grammar cannot be parsed.
             RequestTimeout, QueueFull, RunnerUnavailable, PoisonedRequest: see `runners.errors`.
         """
         return await self._whole(complete(prompt, options), timeout)
@@ -206,7 +206,7 @@ class LlamaRunner(Runner):
             timeout: seconds for all of it, instead of the runner's own.
 
         Raises:
-            ValueError, PromptTooLong, InvalidInput and others: see `complete`.
+            InvalidInput, PromptTooLong and others: see `complete`.
         """
         return await self._whole(chat(messages, tools, template, template_options, options), timeout)
 
@@ -266,8 +266,9 @@ class LlamaRunner(Runner):
         if isinstance(text, str):
             ask = Tokenize(text=as_texts([text])[0], count=True)
         else:
-            messages = [dict(message) for message in text]
-            check_messages(messages)
+            with as_invalid_input():
+                messages = [dict(message) for message in text]
+                check_messages(messages)
             ask = Tokenize(messages=messages, count=True)
         body, _ = await self._ask_one(self._body(ask), b"", timeout=timeout, redeliver=True, operation="tokenize")
         return msgspec.msgpack.decode(body, type=int)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypedDict
 
 import msgspec
 
-from runners.errors import InvalidInput
+from runners.errors import InvalidInput, InvalidType
 from runners.protocol.generation import Ask, Chat, Complete, Sampling
 from runners.protocol.generation_check import check, check_messages, check_template_options, check_tools
 
@@ -42,11 +43,28 @@ class SamplingOptions(TypedDict, total=False):
     json_schema: dict[str, Any] | bool | None
 
 
+@contextmanager
+def as_invalid_input() -> Iterator[None]:
+    """What a check of the caller's arguments raises becomes an `InvalidInput`, which guards know for what it is.
+
+    A TypeError becomes an `InvalidType`: both can still be caught as the TypeError or ValueError that they are.
+    """
+    try:
+        yield
+    except InvalidInput:
+        raise
+    except TypeError as error:
+        raise InvalidType(str(error)) from error
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+
+
+@as_invalid_input()
 def complete(prompt: str | Sequence[int], options: SamplingOptions, *, streams: bool = False) -> Complete:
     """Go on with `prompt`.
 
     Raises:
-        TypeError, ValueError: an argument is not what it should be; InvalidInput: the prompt is no text.
+        InvalidInput: an argument is not what it should be; the message names it.
     """
     if isinstance(prompt, str):
         return Complete(as_texts([prompt])[0], as_sampling(options, streams=streams))
@@ -59,6 +77,7 @@ def complete(prompt: str | Sequence[int], options: SamplingOptions, *, streams: 
     return Complete(tokens, as_sampling(options, streams=streams))
 
 
+@as_invalid_input()
 def chat(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
@@ -71,7 +90,7 @@ def chat(
     """Answer `messages`.
 
     Raises:
-        TypeError, ValueError: an argument is not what it should be; the message names it.
+        InvalidInput: an argument is not what it should be; the message names it.
     """
     if isinstance(messages, str | Mapping):
         raise TypeError("messages takes a sequence of dicts: [{'role': 'user', 'content': '...'}]")

@@ -63,6 +63,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
         type: qualified name of the exception's class, where there was one.
         traceback: its formatted traceback, where there was one.
         numbers: sizes that the error's class has as attributes.
+        outcome: what an exception of the function counts as for guards: one of `guardrails.core.outcome.Kind`.
+        retry_after: seconds that the exception asks to wait.
     """
 
     kind: str
@@ -70,6 +72,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
     traceback: str = ""
     numbers: dict[str, int] = {}
+    outcome: str = "failure"
+    retry_after: float | None = None
 
 
 class Ready(Message, tag="ready"):

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import msgspec
 
 from runners.protocol.messages import ErrorInfo, Submit
+from runners.worker.engines.verdict import verdict_of
 
 
 class EngineError(Exception):
@@ -150,8 +151,15 @@ def exception_info(error: BaseException, *, skip: int = 0) -> ErrorInfo:
     # Lone surrogates cannot be encoded, and an error message must always arrive.
     errno = error.errno if isinstance(error, OSError) else None
     numbers = {"errno": errno} if isinstance(errno, int) and 0 <= errno < 1 << 31 else {}
+    outcome, retry_after = verdict_of(error)
     return ErrorInfo(
-        kind="exception", message=_clean(message), type=_clean(name), traceback=_clean(text), numbers=numbers
+        kind="exception",
+        message=_clean(message),
+        type=_clean(name),
+        traceback=_clean(text),
+        numbers=numbers,
+        outcome=outcome,
+        retry_after=retry_after,
     )
 
 

@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from guardrails import breaker
 from guardrails.core.errors import Failed
+from guardrails.core.outcome import classify
+from guardrails.errors import CircuitOpen
 from runners import FunctionRunner
 from runners.errors import InvalidInput, RemoteError, RemoteTraceback, UnsendableValue
 
@@ -227,3 +230,42 @@ async def test_nesting_is_either_sent_or_refused_but_never_a_crash():
             except (UnsendableValue, InvalidInput, RecursionError):
                 assert depth > 100
         assert echo.stats().restarts == {}
+
+
+@pytest.mark.parametrize("what", ["ValueError", "KeyError", "damaged", "city", "404"])
+async def test_bad_input_of_one_caller_does_not_open_the_circuit_for_all(what):
+    circuit = breaker(fail_max=5)
+    async with FunctionRunner("calls:act") as act:
+        guarded = circuit(act)
+        for _ in range(10):
+            with pytest.raises(RemoteError):
+                await guarded("fail_as", what)
+        assert await guarded("echo", 1) == 1
+        assert (circuit.state, circuit.fail_counter) == ("closed", 0)
+
+
+async def test_what_a_function_depends_on_opens_the_circuit():
+    circuit = breaker(fail_max=2)
+    async with FunctionRunner("calls:act") as act:
+        guarded = circuit(act)
+        for what in ("ConnectionError", "500"):
+            with pytest.raises(RemoteError):
+                await guarded("fail_as", what)
+        with pytest.raises(CircuitOpen):
+            await guarded("echo", 1)
+
+
+async def test_a_429_in_a_function_is_throttling():
+    async with FunctionRunner("calls:act") as act:
+        with pytest.raises(RemoteError) as caught:
+            await act("fail_as", "429")
+    assert caught.value.retry_after == 7.0
+    assert classify(caught.value).kind == "throttled"
+
+
+async def test_arguments_that_cannot_be_sent_do_not_open_the_circuit():
+    circuit = breaker(fail_max=1)
+    async with FunctionRunner("calls:act") as act:
+        with pytest.raises(UnsendableValue):
+            await circuit(act)("echo", object())
+    assert circuit.state == "closed"

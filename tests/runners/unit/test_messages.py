@@ -37,7 +37,8 @@ def test_the_wire_format():
     assert on_the_wire(Done(7, body)) == ["done", 7, [1]]
     assert on_the_wire(Ready(16, {"dim": 3})) == ["ready", 16, {"dim": 3}]
     assert on_the_wire(Failed(7, ErrorInfo(kind="k", message="m"))) == [
-        "failed", 7, {"kind": "k", "message": "m", "type": "", "traceback": "", "numbers": {}},
+        "failed", 7, {"kind": "k", "message": "m", "type": "", "traceback": "", "numbers": {},
+                          "outcome": "failure", "retry_after": None},
     ]  # fmt: skip
 
 

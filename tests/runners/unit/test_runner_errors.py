@@ -11,7 +11,8 @@ import re
 import pytest
 
 import guardrails.errors
-from guardrails.core.errors import Failed, GuardrailError, Rejected
+from guardrails.core.errors import CallerError, Failed, GuardrailError, Rejected
+from guardrails.core.outcome import classify
 from runners import errors
 from runners.errors import (
     BudgetTooSmall,
@@ -59,6 +60,31 @@ def test_every_class_of_the_drawing_has_the_bases_it_says(name, parent, accepted
     assert issubclass(cls, Failed) == accepted
     if also:
         assert issubclass(cls, getattr(builtins, also, None) or getattr(guardrails.errors, also))
+
+
+def test_the_mistakes_of_callers_are_marked_and_ignored():
+    marked = set(re.findall(r"── (\w+) \*", inspect.getdoc(errors)))
+    assert marked == {name for name, *_ in drawn() if issubclass(getattr(errors, name), CallerError)}
+    for error in (
+        errors.InvalidInput("x"),
+        errors.InvalidType("x"),
+        errors.PromptTooLong("x", prompt=2, wanted=3, context=1),
+        errors.TemplateFailed("x"),
+        errors.UnsendableValue("x"),
+        errors.PoisonedRequest("x"),
+    ):
+        assert classify(error).kind == "ignored"
+    for error in (RunnerCrashed("x"), errors.RequestTimeout("x"), errors.StartFailed("x"), RunnerError("x")):
+        assert classify(error).kind == "failure"
+
+
+@pytest.mark.parametrize("type_", ["ValueError", "TimeoutError", "my.Error"])
+@pytest.mark.parametrize(("outcome", "wait"), [("ignored", None), ("throttled", 7.0), ("failure", None)])
+def test_a_remote_error_counts_as_what_was_raised(type_, outcome, wait):
+    info = ErrorInfo(kind="exception", message="x", type=type_, outcome=outcome, retry_after=wait)
+    error = request_error(info, "r")
+    for each in (error, copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert (classify(each).kind, classify(each).retry_after) == (outcome, wait)
 
 
 def test_every_class_is_in_the_drawing():

@@ -9,7 +9,10 @@ import signal
 import socket
 import sys
 import time
+import zlib
 from pathlib import Path
+
+from guardrails.errors import CallerError
 
 NOT_CALLABLE = 3
 _kept = []
@@ -65,6 +68,29 @@ def fail(kind, *args):
 
 async def fail_async(kind):
     fail(kind)
+
+
+class NoCity(CallerError):
+    pass
+
+
+class Status(Exception):
+    """As an HTTP client's."""
+
+    def __init__(self, status):
+        super().__init__(status)
+        self.status_code = status
+        self.headers = {"retry-after": "7"}
+
+
+def fail_as(what):
+    if what == "damaged":
+        zlib.decompress(b"no zlib")
+    if what == "city":
+        raise NoCity(what)
+    if what.isdigit():
+        raise Status(int(what))
+    fail(what, what)
 
 
 def fail_with_surrogate():
