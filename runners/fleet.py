@@ -28,6 +28,7 @@ from guardrails.core.sizes import format_size, parse_size
 from runners.errors import FleetFull, RunnerClosed
 from runners.runner import Runner
 from runners.supervision.pool import Pool
+from runners.supervision.tasks import keep
 
 R = TypeVar("R", bound=Runner)
 
@@ -143,7 +144,7 @@ class Fleet(Mapping[str, R]):
         except BaseException:
             await self.close()
             raise
-        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        self._keeper = asyncio.get_running_loop().create_task(keep("fleet", "budget", self._keep))
         return self
 
     async def close(self) -> None:

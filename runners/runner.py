@@ -11,6 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -154,7 +155,7 @@ class Runner:
         """
         await self._supervisor.start()
         if self._status_folder is not None:
-            _ = self._supervisor.spawn(publish(self._supervisor, self._status_folder))
+            self._supervisor.keep("publish", partial(publish, self._supervisor, self._status_folder))
         return self
 
     async def close(self) -> None:

@@ -58,8 +58,9 @@ class MemorySampler:
         watcher.on_reading(self.scopes)
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="guardrails-memory", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="guardrails-memory", daemon=True)
+        thread.start()
+        self._thread = thread  # only now: the system may have had no thread left, and the next watcher tries again
 
     def _run(self) -> None:
         while True:
@@ -89,8 +90,9 @@ class MemorySampler:
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        if self._thread is not None:
-            self._start()
+        with self._lock:
+            if self._thread is not None:
+                self._start()
 
 
 def _restart_after_fork(sampler: weakref.ref[MemorySampler]) -> None:

@@ -71,6 +71,19 @@ class RequestsRedelivered(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SupervisionFailed(Event):
+    """A supervision task failed with an exception that it did not expect: out of descriptors or memory, for example.
+
+    `task` is ``restart``, ``load``, ``replace``, ``scale``, ``watch``, ``publish`` ...; `error` is the exception's type
+    and message. It is tried again in `retry_in` seconds; None: with the next occasion for it.
+    """
+
+    task: str
+    error: str
+    retry_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunnerScaled(Event):
     """The runner went from `old` to `new` workers because of its load."""
 

@@ -24,10 +24,11 @@ from guardrails.core import events
 from guardrails.core.errors import Rejected
 from guardrails.memory.reading import headroom
 from runners.errors import MissingExtra, StartFailed
-from runners.supervision.autoscale import Autoscale, as_autoscale
+from runners.supervision.autoscale import Autoscale, as_autoscale, fits
 from runners.supervision.events import RunnerUnloaded
 from runners.supervision.memory import in_thread
 from runners.supervision.restart import RestartPolicy
+from runners.supervision.tasks import report
 from runners.supervision.worker import Worker
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ _log = logging.getLogger("runners")
 
 #: Seconds without a request after which the workers of a runner whose minimum is 0 are unloaded.
 _IDLE_UNLOAD = 60.0
+#: A worker that served for so many seconds, and for as long as it took to load, was of use even if it answered nothing.
+_OF_USE = 0.5
 
 
 class Room(Protocol):
@@ -95,7 +98,9 @@ class Pool:
         self.retry_at = 0.0
         self._failed = False
         self.room: Room | None = None
-        self._restoring: asyncio.Task[None] | None = None
+        self._restoring = 0  # restarts that have no process yet: they wait for their time, for memory, for their turn
+        self._probing = asyncio.Lock()
+        self._arrived = asyncio.Event()
         self._unloading: asyncio.Task[None] | None = None
 
     # What it is now
@@ -118,7 +123,7 @@ class Pool:
     @property
     def missing(self) -> int:
         """Workers that should be there, and are neither in service nor on their way."""
-        return self.target - self.serving - len(self.coming)
+        return self.target - self.serving - len(self.coming) - self._restoring
 
     @property
     def quiet(self) -> bool:
@@ -128,7 +133,7 @@ class Pool:
     @property
     def settled(self) -> bool:
         """Whether no worker comes, goes, or is being replaced."""
-        changing = self.supervisor.replacing or self._restoring is not None or self.coming
+        changing = self.supervisor.replacing or self._restoring or self.coming
         return not changing and all(worker.state == "ready" for worker in self.workers)
 
     @property
@@ -154,34 +159,81 @@ class Pool:
         """
         supervisor = self.supervisor
         needed = supervisor.state != "stopped" and (supervisor.state != "draining" or supervisor.dispatcher.queued > 0)
-        if needed and self._restoring is None and self.missing > 0:
-            self._restoring = supervisor.spawn(self._restore_workers())
+        while needed and self.missing > 0:
+            self._restoring += 1
+            _ = supervisor.spawn(self._restore())
 
-    async def _restore_workers(self) -> None:
-        supervisor = self.supervisor
+    async def _restore(self) -> None:
+        """Bring up one worker, trying until it serves. Several run side by side; a failed runner sends one probe."""
+        loop = asyncio.get_running_loop()
         try:
-            while self.missing > 0:
-                if self._failed and not self.serving:
-                    supervisor.fail()
-                await asyncio.sleep(self.retry_at - asyncio.get_running_loop().time())
-                try:
-                    async with self._turn(1):
-                        await supervisor.bring_into_service()
-                except (StartFailed, MissingExtra) as error:
-                    supervisor.count_replacement("start_failed")
-                    _log.warning("%s: restart failed: %s", self.name, error)
-                    self._note_crash()
-                except Rejected as refusal:
-                    self._note_crash()
-                    if not self.serving and not self.coming:
-                        self._give_up(refusal)
+            while self.missing >= 0:  # below, there are enough without this one
+                probe = self._failed and not self.serving
+                if probe:
+                    self.supervisor.fail()
+                async with self._probing if probe else nullcontext():
+                    await asyncio.sleep(self.retry_at - loop.time())
+                    if not probe or (self._failed and not self.serving):
+                        await self._start_beside_others()
         finally:
-            self._restoring = None
+            self._restoring -= 1
+
+    async def _start_beside_others(self) -> None:
+        """Start the worker of one restart, and count a failure, whatever it is, as a crash."""
+        try:
+            await self._fits_beside_others()
+            async with self._turn(1):
+                if self.missing < 0:
+                    return
+                self._restoring -= 1  # from here on it is one of `coming`
+                try:
+                    await self.supervisor.bring_into_service()
+                finally:
+                    self._restoring += 1
+        except Rejected as refusal:
+            self._note_crash()
+            if not self.serving and not self.coming:
+                self._give_up(refusal)
+        except Exception as error:
+            self._note_crash()
+            self._report("restart", error)
+
+    async def _fits_beside_others(self) -> None:
+        """Wait, while other workers are loading, until memory is free for them and one more."""
+        while self.coming:
+            free = await self.free_memory()
+            if fits(self.expected * (len(self.coming) + 1), free):
+                return
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def came(self, worker: Worker) -> None:
+        """A worker is loading no more: it is ready, or has failed."""
+        self.coming.discard(worker)
+        self._arrived.set()
+
+    def _report(self, task: str, error: BaseException) -> None:
+        self.supervisor.count_replacement("start_failed")
+        if isinstance(error, (StartFailed, MissingExtra)):
+            _log.warning("%s: %s failed: %s", self.name, task, error)
+        else:
+            report(self.name, task, error, max(0.0, self.retry_at - asyncio.get_running_loop().time()))
 
     def crashed(self, worker: Worker) -> None:
-        """A worker in service has died: another one takes its place."""
-        self._note_crash(productive=worker.answered > 0)
+        """A worker in service has died: another one takes its place.
+
+        A kill from outside is no crash, unless it came before the worker was of any use: something that kills every
+        new worker at once leads to `failed` as a crash loop does.
+        """
+        served = asyncio.get_running_loop().time() - worker.memory.since
+        useful = worker.answered > 0 or served >= max(_OF_USE, worker.memory.load)
+        if worker.exit is None or not worker.exit.from_outside or not useful:
+            self._note_crash(productive=worker.answered > 0)
         self.restore()
+
+    def serves(self) -> None:
+        """A new worker is in service."""
+        self._failed = False
 
     def start_failed(self) -> None:
         """A replacement could not be brought up: if the old one has gone already, go on trying."""
@@ -192,7 +244,8 @@ class Pool:
     def _note_crash(self, *, productive: bool = False) -> None:
         """The next attempt is at `retry_at`; the runner has failed if `_failed`."""
         now = asyncio.get_running_loop().time()
-        decision = self.policy.crashed(now, random.uniform(0.5, 1.0), productive=productive)  # noqa: S311 - no secret
+        jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+        decision = self.policy.crashed(now, jitter, productive=productive, workers=max(1, self.target))
         self.retry_at = now + decision.delay
         self._failed = decision.failed
 
@@ -219,10 +272,11 @@ class Pool:
         except Rejected as refusal:
             self._give_up(refusal)
             return
+        except Exception as error:
+            results = [error]
         failures = [failure for failure in results if failure is not None]
         for failure in failures:
-            supervisor.count_replacement("start_failed")
-            _log.warning("%s: loading failed: %s", self.name, failure)
+            self._report("load", failure)
         if failures:
             self._note_crash()
         if len(failures) == len(results):

@@ -77,7 +77,7 @@ class WorkerProcess:
         self.pid = 0
         self.exited = False
         self.board: Board | None = None
-        self._python = python or sys.executable
+        self.python = python or sys.executable
         self._on_message = on_message
         self._on_exit = on_exit
         self._popen: subprocess.Popen[bytes]
@@ -104,7 +104,7 @@ class WorkerProcess:
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
-            raise cannot_start(self.spec, self._python, error) from error
+            raise cannot_start(self.spec, self.python, error) from error
         try:
             self._spawn(theirs)
         except (
@@ -114,7 +114,7 @@ class WorkerProcess:
         ) as error:  # TypeError, ValueError: variables that no environment can have
             ours.close()
             self._let_go()
-            raise cannot_start(self.spec, self._python, error) from error
+            raise cannot_start(self.spec, self.python, error) from error
         finally:
             theirs.close()
         ours.setblocking(False)
@@ -128,7 +128,7 @@ class WorkerProcess:
             await asyncio.wait((connecting,))
             raise
         except OSError as error:
-            raise cannot_start(self.spec, self._python, error) from error
+            raise cannot_start(self.spec, self.python, error) from error
         self.send(Start(self.spec))
 
     async def _connect(self, loop: asyncio.AbstractEventLoop, ours: socket.socket) -> None:
@@ -140,7 +140,7 @@ class WorkerProcess:
 
     def _spawn(self, theirs: socket.socket) -> None:
         self.board = Board.create()
-        command = [self._python, "-P", "-c", _PROGRAM, _ROOT]
+        command = [self.python, "-P", "-c", _PROGRAM, _ROOT]
         command += ["--socket", str(theirs.fileno()), "--board", str(self.board.fd), "--parent", str(os.getpid())]
         granted = grant(self.spec, _cores)
         self._own_cores = granted.cpus if self.spec.resources.cpus == "shared" else ()
@@ -224,8 +224,8 @@ class WorkerProcess:
 
     def _look(self) -> None:
         if self._oom is not None and self._code is None:
-            self._oom.look()
             self._next_look = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
+            self._oom.look()
 
     def _watch_exit(self, loop: asyncio.AbstractEventLoop) -> None:
         try:

@@ -17,6 +17,7 @@ from guardrails.core import events
 from runners.errors import MissingExtra, RunnerClosed, StartFailed
 from runners.supervision.events import WorkerReplaced
 from runners.supervision.limits import both_fit
+from runners.supervision.tasks import report
 from runners.supervision.worker import Worker
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ class Replacer:
                 if worker.state == "ready":  # else it went by itself meanwhile
                     self._begin()
                     await self._replace(worker, "recycle")
-        except (StartFailed, MissingExtra) as error:
+        except Exception as error:
+            if not isinstance(error, (StartFailed, MissingExtra)):
+                report(self._supervisor.spec.name, "recycle", error, None)
             self._supervisor.pool.start_failed()
             self._recycled(error)
         else:
@@ -101,8 +104,11 @@ class Replacer:
     async def _replace_or_wait(self, worker: Worker, reason: str) -> None:
         try:
             await self._replace(worker, reason)
-        except (StartFailed, MissingExtra) as error:
-            _log.warning("%s: replacing worker %d failed: %s", self._supervisor.spec.name, worker.pid, error)
+        except Exception as error:
+            if isinstance(error, (StartFailed, MissingExtra)):
+                _log.warning("%s: replacing worker %d failed: %s", self._supervisor.spec.name, worker.pid, error)
+            else:
+                report(self._supervisor.spec.name, "replace", error, _REPLACE_AGAIN)
             self._not_before = asyncio.get_running_loop().time() + _REPLACE_AGAIN
             self._supervisor.pool.start_failed()
 

@@ -14,6 +14,7 @@ from guardrails.core import events
 from runners.errors import MissingExtra, StartFailed
 from runners.supervision.autoscale import IdleClock, Load, Scaler, fits
 from runners.supervision.events import RunnerScaled, ScaleUpHeld
+from runners.supervision.tasks import report
 
 if TYPE_CHECKING:
     from runners.supervision.pool import Pool
@@ -46,7 +47,7 @@ async def keep_size(pool: Pool) -> None:
         )
         step = scaler.decide(now, load)
         if step > 0:
-            await _start_one(pool, scaler)
+            await _try_one(pool, scaler)
         elif step < 0:
             _drain_one(pool)
 
@@ -63,6 +64,18 @@ def _longest_wait(pool: Pool, now: float) -> float:
     return now - oldest
 
 
+async def _try_one(pool: Pool, scaler: Scaler) -> None:
+    try:
+        await _start_one(pool, scaler)
+    except Exception as error:
+        scaler.hold(asyncio.get_running_loop().time() + _FAILED_AGAIN)
+        if isinstance(error, (StartFailed, MissingExtra)):
+            pool.supervisor.count_replacement("start_failed")
+            _log.warning("%s: one more worker could not be started: %s", pool.name, error)
+        else:
+            report(pool.name, "scale", error, _FAILED_AGAIN)
+
+
 async def _start_one(pool: Pool, scaler: Scaler) -> None:
     loop = asyncio.get_running_loop()
     free = await pool.free_memory()
@@ -77,14 +90,11 @@ async def _start_one(pool: Pool, scaler: Scaler) -> None:
     pool.target += 1
     try:
         pool.supervisor.put_in_service(await pool.supervisor.bring_up())
-    except (StartFailed, MissingExtra) as error:
+    except Exception:
         if pool.target > pool.size.floor:
             pool.target -= 1
-        scaler.hold(loop.time() + _FAILED_AGAIN)
-        pool.supervisor.count_replacement("start_failed")
-        _log.warning("%s: one more worker could not be started: %s", pool.name, error)
-    else:
-        _report(pool, before, before + 1)
+        raise
+    _report(pool, before, before + 1)
 
 
 def _drain_one(pool: Pool) -> None:

@@ -47,7 +47,12 @@ def grant(spec: WorkerSpec, cores: Cores) -> Grant:
 
 def cannot_start(spec: WorkerSpec, python: str, error: Exception) -> SystemLimitReached | WorkerNotFound:
     """The error for a worker process that could not be started."""
-    shortage = _SHORTAGES.get(error.errno or 0) if isinstance(error, OSError) else None
-    if shortage is not None:
-        return SystemLimitReached(f"{spec.name}: a worker cannot be started: {shortage} ({error})")
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        return shortage(spec, error)
     return WorkerNotFound(f"{spec.name}: the worker program {python!r} cannot be run: {error}")
+
+
+def shortage(spec: WorkerSpec, error: OSError) -> SystemLimitReached:
+    """The error for a worker that the system refused something while it was coming up."""
+    why = _SHORTAGES.get(error.errno or 0, "the system refused something that it needs")
+    return SystemLimitReached(f"{spec.name}: a worker cannot be started: {why} ({error})")

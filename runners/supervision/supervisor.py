@@ -27,7 +27,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal
 
 from guardrails.core import events
@@ -47,6 +47,7 @@ from runners.supervision.request import Request
 from runners.supervision.restart import RestartPolicy
 from runners.supervision.scaling import keep_size
 from runners.supervision.stats import RunnerStats, runner_stats, worker_stats
+from runners.supervision.tasks import keep, report
 from runners.supervision.watch import watch
 from runners.supervision.worker import Worker
 
@@ -95,6 +96,7 @@ class Supervisor:
         self.replacer = Replacer(self)
         self.growth = GrowthPerRequest()
         self.asked_at = float("-inf")  # when somebody last wanted `stats`
+        self.report_from = float("-inf")  # when a failing check of the watch is reported again
         self.drain_timeout = drain_timeout
         self.pool = Pool(self, workers=workers, lazy=lazy, idle_unload=idle_unload, policy=policy)
         if queue == 0 and (self.pool.lazy or self.pool.idle_unload is not None):
@@ -131,9 +133,9 @@ class Supervisor:
             self.set_state("idle")
         else:
             await self._start_workers()
-        _ = self.spawn(watch(self))
+        self.keep("watch", lambda: watch(self))
         if self.pool.size.scales or self.pool.idle_unload is not None:
-            _ = self.spawn(keep_size(self.pool))
+            self.keep("scale", lambda: keep_size(self.pool))
 
     async def _start_workers(self) -> None:
         self.set_state("starting")
@@ -188,16 +190,21 @@ class Supervisor:
             self.dispatcher.flush(self._closed)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a task of the supervisor's own; it ends with the supervisor at the latest, and its failure is logged."""
+        """Run a task of the supervisor's own; it ends with the supervisor at the latest, and a failure is reported."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
         return task
 
+    def keep(self, task: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a task for as long as the supervisor lives: it is started again whenever it fails."""
+        _ = self.spawn(keep(self.spec.name, task, work))
+
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("%s: bug in supervision; please report this", self.spec.name, exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            report(self.spec.name, getattr(task.get_coro(), "__name__", "task").strip("_"), error, None)
 
     @property
     def closing(self) -> bool:
@@ -300,7 +307,15 @@ class Supervisor:
             self._not_brought_up(worker)
             raise
         finally:
-            self.pool.coming.discard(worker)
+            self.pool.came(worker)
+        try:
+            self._note_ready(worker, began)
+        except BaseException:
+            await worker.end("start_failed")
+            raise
+        return worker
+
+    def _note_ready(self, worker: Worker, began: float) -> None:
         now = self._loop.time()
         self.load_seconds = now - began
         term = self.limits.term(random.Random(worker.pid))  # noqa: S311 - no secret
@@ -309,7 +324,6 @@ class Supervisor:
         name_process(worker.pid, self.spec.name, budget=self.limits.soft)
         if events.sinks:
             events.emit(WorkerReady(self.spec.name, worker.pid, worker.baseline, self.load_seconds))
-        return worker
 
     def put_in_service(self, worker: Worker) -> None:
         """Give requests to a worker from now on. Call it in the same turn as `bring_up` returned.
@@ -320,6 +334,7 @@ class Supervisor:
         if worker.state == "exited":
             raise StartFailed(f"{self.spec.name}: a new worker died as soon as it was ready")
         self.workers.append(worker)
+        self.pool.serves()
         if self.state == "failed":
             self.set_state("ready")
         self.dispatcher.pump()

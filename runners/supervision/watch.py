@@ -8,6 +8,7 @@ milliseconds for it; nothing here waits for that, so that one slow reading does 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from guardrails.core import events
 from guardrails.memory.reading import private_and_proportional, private_estimate
 from runners.supervision.events import RunnerSampled
 from runners.supervision.memory import in_thread
+from runners.supervision.tasks import report
 from runners.supervision.worker import Worker
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ SAMPLE_EVERY = 1.0
 _EXACT_PAUSE = 10.0
 #: While somebody asks for `stats`, exact readings are at most so many seconds old.
 EXACT_AGE = 5.0
+#: A check that fails does so at each look: it is reported every so many seconds.
+_REPORT_EVERY = 10.0
 
 
 async def watch(supervisor: Supervisor) -> None:
@@ -40,12 +44,23 @@ async def watch(supervisor: Supervisor) -> None:
         now = loop.time()
         for worker in tuple(supervisor.workers):
             if worker.state in ("ready", "draining"):
-                _check_memory(supervisor, worker, now)
-                _check_progress(supervisor, worker, now)
-                _check_term(supervisor, worker, now)
+                for check in (_check_memory, _check_progress, _check_term):
+                    _try(check, supervisor, worker, now)
         if events.sinks and now - sampled_at >= SAMPLE_EVERY:
             sampled_at = now
             events.emit(RunnerSampled(supervisor.spec.name, supervisor.snapshot()))
+
+
+def _try(
+    check: Callable[[Supervisor, Worker, float], None], supervisor: Supervisor, worker: Worker, now: float
+) -> None:
+    """One check that fails leaves the others, and those of other workers, in force; it is reported now and then."""
+    try:
+        check(supervisor, worker, now)
+    except Exception as error:
+        if now >= supervisor.report_from:
+            supervisor.report_from = now + _REPORT_EVERY
+            report(supervisor.spec.name, "watch", error, BUSY_INTERVAL)
 
 
 def _check_memory(supervisor: Supervisor, worker: Worker, now: float) -> None:

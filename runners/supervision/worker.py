@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -32,10 +32,14 @@ from runners.supervision.exit import Exit
 from runners.supervision.memory import WorkerMemory, in_thread
 from runners.supervision.process import WorkerProcess
 from runners.supervision.request import Request
+from runners.supervision.spawn import shortage
 
+T = TypeVar("T")
 State = Literal["starting", "ready", "draining", "exited"]
 _MIB = 1024 * 1024
 _ANSWERS = (Done, Failed)
+#: A wait that ends so many seconds late was held up by a blocked event loop.
+_STALLED = 0.1
 
 
 class Worker:
@@ -99,15 +103,19 @@ class Worker:
         Raises:
             StartFailed: it could not be brought up; the subclass says why.
         """
+        by = self._loop.time() + timeout
         try:
             await self.process.start()
             if self.memory.hold.take(self.pid, hard):
                 self.process.moved()
-            async with asyncio.timeout(timeout):
-                await self._ready
-            self.private, self.memory.pss = await in_thread(partial(private_and_proportional, self.pid))
+            await self._within(self._ready, by)
+            reading = asyncio.ensure_future(in_thread(partial(private_and_proportional, self.pid)))
+            try:
+                self.private, self.memory.pss = await self._within(reading, by)
+            finally:
+                reading.cancel()
             self.baseline = self.private
-            self._check_alive()
+            await self._check_alive(by)
             self.memory.hold.arm(self.pid)
             if budget is not None and not budget_fits(budget, self.baseline):
                 self._refuse_budget(budget)
@@ -117,19 +125,36 @@ class Worker:
             )
             await self.end("start_timeout")
             raise StartFailed(msg) from None
-        except ProcessLookupError:
-            exit = await self._exit  # noqa: A001 - the word for it
-            raise self._start_failure(exit) from None
-        except BaseException:
+        except BaseException as error:
             if self.pid:
                 await self.end("start_failed")
+            if isinstance(error, ProcessLookupError) and self.exit is not None:  # it had ended: the reading found none
+                raise self._start_failure(self.exit) from None
+            if isinstance(error, OSError) and not isinstance(error, StartFailed):
+                raise shortage(self.spec, error) from error
             raise
         self.state = "ready"
         self.last_progress = self._loop.time()
 
-    def _check_alive(self) -> None:
+    async def _check_alive(self, by: float) -> None:
         if self.process.exited:
-            raise ProcessLookupError(self.pid)
+            raise self._start_failure(await self._within(self._exit, by))
+
+    async def _within(self, future: asyncio.Future[T], by: float) -> T:
+        """The future's result. Time in which the event loop was blocked does not count: nothing could arrive then.
+
+        Raises:
+            TimeoutError: it has none by then.
+        """
+        while not future.done():
+            left = by - self._loop.time()
+            if left <= 0:
+                raise TimeoutError
+            await asyncio.wait((future,), timeout=left)
+            now = self._loop.time()
+            if now - by > _STALLED:
+                by = now + (now - by)
+        return future.result()
 
     def _refuse_budget(self, budget: int) -> None:
         needed = budget_for(self.baseline)

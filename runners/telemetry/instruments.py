@@ -255,6 +255,13 @@ TABLE: tuple[Instrument, ...] = (
         "runner reason",
         {f"{_EVENTS}:RunnerUnloaded": lambda e: ((e.source, e.reason), 1)},
     ),
+    counter(
+        "runners.supervision_failures",
+        "{failure}",
+        "Failures of a task of the supervision, which is tried again.",
+        "runner task",
+        {f"{_EVENTS}:SupervisionFailed": lambda e: ((e.source, e.task), 1)},
+    ),
 )
 
 

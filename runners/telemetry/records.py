@@ -14,6 +14,7 @@ from runners.supervision.events import (
     RunnerStateChanged,
     RunnerUnloaded,
     ScaleUpHeld,
+    SupervisionFailed,
     WorkerExited,
     WorkerReady,
     WorkerReplaced,
@@ -84,6 +85,14 @@ def _unloaded(event: RunnerUnloaded) -> Record:
     return record(event, "runner.unloaded", "info", f"unloaded, {event.reason}: {_mib(event.freed)} are free again")
 
 
+def _supervision(event: SupervisionFailed) -> Record:
+    again = "" if event.retry_in is None else f"; trying again in {event.retry_in:.3g} s"
+    fields = {"task": event.task, "retry_in": event.retry_in}
+    hint = "it heals when the cause goes, such as a lack of descriptors, memory or processes"
+    message = f"{event.task} failed: {event.error}{again}"
+    return record(event, "runner.supervision_failed", "error", message, fields=fields, hint=hint)
+
+
 def _finished(event: RequestFinished) -> Record:
     message = f"{event.operation} over in {event.seconds:.3g} s: {event.error or event.outcome}"
     return record(event, "runner.request_finished", "debug", message)
@@ -112,5 +121,6 @@ register(RequestsRedelivered, _redelivered, most="warning", replace=True)
 register(RunnerScaled, _scaled, most="info", replace=True)
 register(ScaleUpHeld, _held, most="warning", replace=True)
 register(RunnerUnloaded, _unloaded, most="info", replace=True)
+register(SupervisionFailed, _supervision, replace=True)
 register(RequestFinished, _finished, most="debug", replace=True)
 register(RunnerSampled, _sampled, most="debug", replace=True)

@@ -160,3 +160,92 @@ def test_no_file_is_left_open():
         resident_bytes()
         tree_private()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+# Kernels that do not show everything: a folder with the files of one process, as /proc has them
+
+ROLLUP = """00400000-7ffc rollup
+Rss:                9000 kB
+Pss:                7000 kB
+Anonymous:          5000 kB
+Swap:                300 kB
+SwapPss:             200 kB
+"""
+SMAPS = """00400000-00401000 r-xp
+Pss:                3000 kB
+Anonymous:          1000 kB
+Swap:                100 kB
+SwapPss:             100 kB
+00601000-00602000 rw-p
+Pss:                4000 kB
+Anonymous:          4000 kB
+Swap:                200 kB
+SwapPss:             100 kB
+"""
+STATUS = "Name:\tpython\nRssAnon:\t    5100 kB\nRssFile:\t    3000 kB\nRssShmem:\t     900 kB\nVmSwap:\t     300 kB\n"
+OLD_STATUS = "Name:\tpython\nVmRSS:\t    9000 kB\nVmSwap:\t     300 kB\n"
+PAGE = os.sysconf("SC_PAGE_SIZE")
+STATM = f"9999 {9000 * 1024 // PAGE} {3900 * 1024 // PAGE} 1 0 1 0"
+
+
+@pytest.fixture
+def proc(tmp_path):
+    """Makes the folder of process 7 with these files, `status` and `statm`; gives the root."""
+
+    def make(*, status=STATUS, statm=STATM, **files):
+        folder = tmp_path / "7"
+        folder.mkdir()
+        for name, text in {"status": status, "statm": statm, **files}.items():
+            if text is not None:
+                (folder / name).write_text(text)
+        return str(tmp_path)
+
+    return make
+
+
+@linux
+def test_without_a_rollup_the_maps_are_added_up(proc):
+    root = proc(smaps=SMAPS)
+    assert private_and_proportional(7, proc=root) == (5300 * 1024, 7200 * 1024)
+    assert private_bytes(7, proc=root) == 5300 * 1024
+
+
+@linux
+def test_the_rollup_is_taken_where_there_is_one(proc):
+    assert private_and_proportional(7, proc=proc(smaps_rollup=ROLLUP, smaps="")) == (5300 * 1024, 7200 * 1024)
+
+
+@linux
+@pytest.mark.parametrize("smaps", [None, "Size: 4 kB\n"])
+def test_without_maps_too_it_is_the_counters(proc, smaps):
+    assert private_and_proportional(7, proc=proc(smaps=smaps)) == (5400 * 1024, None)
+
+
+@linux
+def test_a_kernel_that_does_not_split_the_resident_size(proc):
+    root = proc(status=OLD_STATUS)
+    assert private_and_proportional(7, proc=root) == (5400 * 1024, None)
+    assert private_estimate(7, proc=root) == 5400 * 1024
+    assert mapped_bytes(7, proc=root) == 3900 * 1024
+
+
+@linux
+def test_a_process_without_any_status_is_not_a_dead_one(proc):
+    root = proc(status=None)
+    assert private_bytes(7, proc=root) == 5100 * 1024
+    (Path(root) / "7" / "statm").unlink()
+    with pytest.raises(FileNotFoundError):
+        private_bytes(7, proc=root)
+    with pytest.raises(ProcessLookupError):
+        private_bytes(8, proc=root)
+
+
+@linux
+def test_a_file_that_may_not_be_read_is_passed_over(proc, monkeypatch):
+    def refuse(path, *args, **kwargs):
+        if "smaps" in path:
+            raise PermissionError(path)
+        return open(path, *args, **kwargs)  # noqa: PTH123 - as it is called
+
+    monkeypatch.setattr(reading, "open", refuse, raising=False)
+    assert private_and_proportional(7, proc=proc(smaps_rollup=ROLLUP, smaps=SMAPS)) == (5400 * 1024, None)

@@ -215,3 +215,18 @@ def test_a_forked_child_goes_on_sampling():
         [sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, text=True, timeout=60
     )
     assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_a_thread_that_could_not_be_started_is_tried_again_with_the_next_watcher(monkeypatch):
+    def none_left(thread):
+        raise RuntimeError("can't start new thread")
+
+    sampler, first, second = counting(), Watcher(), Watcher()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(RuntimeError):
+            sampler.watch(first)
+    sampler.watch(second)
+    assert second.news.wait(10)
+    del first, second
+    assert ended(sampler)
