@@ -70,17 +70,51 @@ def not_reached(exc: BaseException) -> Outcome:
 
 
 def leave(held: Held, exc: BaseException, verdict: Verdict) -> BaseException:
-    """Settle all gates, innermost first, after the call ended with `exc`. Returns what it ended with in truth."""
-    outcome = judge(verdict, exc)
+    """Settle all gates, innermost first, after the call ended with `exc`. Returns what it ended with in truth.
+
+    What is no `Exception` (a `KeyboardInterrupt` in `classify`) is raised, once all are settled.
+    """
+    try:
+        outcome = judge(verdict, exc)
+        while held:
+            gate, ticket = held[-1]
+            if gate.interrupts:
+                truth = gate.disarm(ticket, exc)
+                if truth is not None and truth is not exc:
+                    truth.__cause__ = exc
+                    exc, outcome = truth, judge(verdict, truth)
+            del held[-1]
+            settle(gate, ticket, outcome)
+    except BaseException:
+        abandon(held, exc)
+        raise
+    return exc
+
+
+def abandon(held: Held, exc: BaseException | None) -> None:
+    """Settle what is left after something that is no `Exception` was raised in the middle: as if cancelled."""
+    outcome = Outcome("ignored", exc)
     while held:
         gate, ticket = held.pop()
-        if gate.interrupts:
-            truth = gate.disarm(ticket, exc)
-            if truth is not None and truth is not exc:
-                truth.__cause__ = exc
-                exc, outcome = truth, judge(verdict, truth)
-        settle(gate, ticket, outcome)
-    return exc
+        try:
+            if gate.interrupts:
+                gate.disarm(ticket, exc)
+        finally:
+            settle(gate, ticket, outcome)
+
+
+def finish(held: Held) -> None:
+    """Settle all gates, innermost first, after a block ended well."""
+    try:
+        while held:
+            gate, ticket = held[-1]
+            if gate.interrupts:
+                gate.disarm(ticket, None)
+            del held[-1]
+            settle(gate, ticket, SUCCESS)
+    except BaseException:
+        abandon(held, None)
+        raise
 
 
 def gated(

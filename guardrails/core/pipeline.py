@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from guardrails.core import drive, driven, outcome
-from guardrails.core.blocks import Blocks
+from guardrails.core.blocks import CONTEXTLIB, Block, Blocks, place_of
 from guardrails.core.guard import Gate, Guard, Strategy
 from guardrails.core.kinds import checked, is_async, kind_of, name_of
 from guardrails.core.order import check_order
@@ -31,6 +32,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _building = threading.Lock()
+_getframe = sys._getframe  # noqa: SLF001 - documented, and in every CPython
 
 
 class Layer:
@@ -55,21 +57,36 @@ class Layer:
         """Guard a function: `def`, `async def`, generator or async generator. Its signature stays."""
         return self.pipeline.wrap(fn)
 
-    async def __aenter__(self) -> None:
-        """Guard a block: enter every gate, waiting where one has to."""
-        await self.pipeline.blocks.enter()
+    def block(self) -> Block:
+        """One guarded block, as an object: ``async with guard.block():``. For code that begins and ends in two
+        functions; ``async with guard:`` makes one itself.
+        """
+        return Block(self.pipeline.blocks)
 
-    async def __aexit__(self, kind: object, exc: BaseException | None, trace: TracebackType | None) -> None:
+    # Plain functions: the frame that calls them is the one that runs the `with`.
+
+    def __aenter__(self) -> Coroutine[Any, Any, Any]:
+        """Guard a block: enter every gate, waiting where one has to."""
+        frame = _getframe(1)
+        return self.pipeline.blocks.enter(id(frame) if frame.f_globals is not CONTEXTLIB else place_of(frame))
+
+    def __aexit__(
+        self, kind: object, exc: BaseException | None, trace: TracebackType | None
+    ) -> Coroutine[Any, Any, None]:
         """Settle every gate with what came of the block."""
-        self.pipeline.blocks.leave(exc)
+        frame = _getframe(1)
+        place = id(frame) if frame.f_globals is not CONTEXTLIB else place_of(frame)
+        return self.pipeline.blocks.leave_place_async(place, exc)
 
     def __enter__(self) -> None:
         """Guard a block of sync code; waiting blocks the thread."""
-        self.pipeline.blocks.enter_blocking()
+        frame = _getframe(1)
+        self.pipeline.blocks.enter_blocking(id(frame) if frame.f_globals is not CONTEXTLIB else place_of(frame))
 
     def __exit__(self, kind: object, exc: BaseException | None, trace: TracebackType | None) -> None:
         """Settle every gate with what came of the block."""
-        self.pipeline.blocks.leave(exc)
+        frame = _getframe(1)
+        self.pipeline.blocks.leave_place(id(frame) if frame.f_globals is not CONTEXTLIB else place_of(frame), exc)
 
 
 class Pipeline(Layer):

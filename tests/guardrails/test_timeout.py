@@ -531,17 +531,17 @@ async def test_first_and_idle_alone_do_not_limit_a_plain_call():
 
 
 def test_outside_a_loop_there_is_no_task():
-    from guardrails.gates.timeout.gate import _current_task
+    from guardrails.core.tasks import _current_task
 
     assert _current_task(None) is None
 
 
 @on_asyncio
 async def test_the_task_of_a_loop():
-    from guardrails.gates.timeout.gate import _current_task, _task_of
+    from guardrails.core.tasks import _current_task, task_of
 
     loop = asyncio.get_running_loop()
-    assert _task_of(loop) is _current_task(loop) is asyncio.current_task()
+    assert task_of(loop) is _current_task(loop) is asyncio.current_task()
 
 
 @on_asyncio

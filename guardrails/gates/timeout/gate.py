@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from guardrails.core import deadline, events
@@ -14,23 +12,13 @@ from guardrails.core.errors import TimedOut
 from guardrails.core.guard import Call, Gate, Position
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer
+from guardrails.core.tasks import loop_here as _loop_here
+from guardrails.core.tasks import task_of as _task_of
 from guardrails.core.timers import BUCKET, Bucket, wheel_of
 from guardrails.gates.timeout.tickets import FIRST, IDLE, LIMITS, TOTAL, Plain, Scoped, Stepped
 
 _now = time.monotonic
 _ambient = deadline.current
-
-
-def _current_task(loop: object) -> asyncio.Task[Any] | None:
-    return None if loop is None else asyncio.current_task()
-
-
-# Before 3.12 asyncio.current_task is written in Python, and looks for the loop again.
-_task_of: Callable[[object], asyncio.Task[Any] | None] = (
-    _current_task if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]  # noqa: SLF001
-)
-
-_loop_here = asyncio._get_running_loop  # noqa: SLF001 - documented for framework authors, and does not raise
 
 
 # Stands for "none at hand": spent, so that nothing is ever added to it.
@@ -184,8 +172,10 @@ class Timeout(Layer, Gate):
 
     def _fired(self, ticket: Plain, task: asyncio.Task[Any] | None, exc: BaseException | None) -> BaseException | None:
         assert task is not None  # noqa: S101 - what fires has a task
-        # Somebody else may have cancelled the task too: then the cancellation is theirs, and stays one.
-        if task.uncancel() <= ticket.cancelling and isinstance(exc, asyncio.CancelledError):
+        # The task may have been cancelled from elsewhere too: that cancellation stays one. So does that of another
+        # task, in which a block is left that this one entered.
+        ours = task.uncancel() <= ticket.cancelling and task is _task_of(_loop_here())
+        if ours and isinstance(exc, asyncio.CancelledError):
             return self._cut(ticket)
         return exc
 
