@@ -1,7 +1,10 @@
 """When a worker will reach its soft budget, and what a request of each size leaves behind. Pure.
 
-The forecast is a robust slope over the worker's last readings (Theil-Sen: the median of the slopes between all pairs).
-Up to a quarter of the readings may be anything without moving it much. A single step is not growth, although it tilts
+The forecast is a robust slope (Theil-Sen: the median of the slopes between all pairs) of the troughs: of what the
+worker holds between its steps. What a step takes and frees again is its height, and no growth; what it leaves behind
+raises the next trough.
+
+Up to a quarter of the troughs may be anything without moving it much. A single step is not growth, although it tilts
 the whole window: the slope must show in at least two of the window and its two halves.
 """
 
@@ -14,9 +17,11 @@ from statistics import median
 
 from guardrails.memory.leak.trend import theil_sen
 
-#: Readings that a trend keeps, and the fewest that it says anything from.
+#: Troughs that a trend keeps, and the fewest that it says anything from.
 _KEPT = 24
 _FEWEST = 12
+#: Growth over the window is clear from so many times the troughs' median deviation from their line.
+_CLEAR = 4.0
 #: What older looks count for with each further one, so that what a request costs now outweighs what it once did.
 _FADE = 0.995
 #: Requests of one size class are told apart from noise only from about this many on.
@@ -24,7 +29,7 @@ _DOUBT = 4.0
 
 
 class Trend:
-    """The last readings of one worker's private memory, at most 24, taken at least `spacing` seconds apart.
+    """The last troughs of one worker's private memory, at most 24, at least `spacing` seconds apart.
 
     Args:
         spacing: seconds. The window spans 24 of them; it should span some times what the forecast is to look ahead.
@@ -32,40 +37,89 @@ class Trend:
 
     def __init__(self, spacing: float = 0.0) -> None:
         self.spacing = spacing
-        self._samples: deque[tuple[float, float]] = deque(maxlen=_KEPT)
+        self._troughs: deque[tuple[float, float]] = deque(maxlen=_KEPT)
+        self._heights: deque[float] = deque(maxlen=_KEPT)
+        self._readings: list[tuple[float, float]] = []  # since the last trough: the lowest, the last
+        self._highest = 0.0
+        self._closed = float("-inf")  # when the last trough was
+        self._settled = False
         self._slope: float | None = None
 
-    def add(self, now: float, size: int) -> None:
-        """A reading in bytes, at `now` in seconds on any steady clock. One that comes too early is dropped."""
-        if not self._samples or now - self._samples[-1][0] >= self.spacing:
-            self._samples.append((now, float(size)))
+    def add(self, now: float, size: int, *, settled: bool = True) -> None:
+        """A reading in bytes, at `now` in seconds on any steady clock.
+
+        The lowest reading of at least `spacing` seconds is a trough, if within them a step ended or none was under way.
+
+        Args:
+            now: when it was taken.
+            size: the worker's private memory.
+            settled: whether a step has ended since the reading before, or none is under way.
+        """
+        reading = (now, float(size))
+        if not self._readings:
+            self._readings = [reading, reading]
+            self._highest = reading[1]
+        else:
+            self._readings[1] = reading
+            if reading[1] < self._readings[0][1]:
+                self._readings[0] = reading
+            self._highest = max(self._highest, reading[1])
+        self._settled |= settled
+        if self._settled and now - self._closed >= self.spacing:
+            lowest = self._readings[0]
+            self._troughs.append(lowest)
+            self._heights.append(self._highest - lowest[1])
+            self._readings = []
+            self._closed = now
+            self._settled = False
             self._slope = None
 
     def slope(self) -> float:
-        """Bytes a second, below 0 while it shrinks; 0.0 while flat or unknown. Some tens of microseconds, once for
-        each reading.
+        """Bytes a second by which the troughs rise, below 0 while they fall; 0.0 while flat or unknown. Some tens of
+        microseconds, once for each trough.
         """
         if self._slope is None:
-            samples = tuple(self._samples)
-            half = len(samples) // 2
-            parts = (samples, samples[:half], samples[half:])
-            self._slope = median(map(theil_sen, parts)) if len(samples) >= _FEWEST else 0.0
+            troughs = tuple(self._troughs)
+            half = len(troughs) // 2
+            parts = (troughs, troughs[:half], troughs[half:])
+            self._slope = median(map(theil_sen, parts)) if len(troughs) >= _FEWEST else 0.0
         return self._slope
+
+    def climb(self) -> float:
+        """Bytes a second by which the step that is under way grows, or the worker between its steps."""
+        step = 0.0
+        if self._readings:
+            lowest, last = self._readings
+            step = (last[1] - lowest[1]) / (last[0] - lowest[0]) if last[0] > lowest[0] else 0.0
+        return max(step, self.slope())
 
     def seconds_until(self, budget: int, now: float) -> float | None:
         """Seconds from `now` until `budget` bytes are reached; 0.0 if they are, None when it does not grow."""
-        if not self._samples:
+        if not self._troughs:
             return None
-        # Not from the last reading alone: it may be the peak of a request. In steady growth the middle one of the last
+        # Not from the last trough alone: it may be the peak of a request. In steady growth the middle one of the last
         # three is the one before the last.
-        level = median(size for _, size in islice(reversed(self._samples), 3))
+        level = median(size for _, size in islice(reversed(self._troughs), 3))
         if level >= budget:
             return 0.0
         slope = self.slope()
         if slope <= 0.0:
             return None
-        when = self._samples[-min(2, len(self._samples))][0]
-        return max(0.0, (budget - level) / slope - (now - when))
+        when = self._troughs[-min(2, len(self._troughs))][0]
+        return max(0.0, (budget - self._height(slope) - level) / slope - (now - when))
+
+    def _height(self, slope: float) -> float:
+        """What a step takes on top of a trough; 0.0 where the growth is no more than noise of the troughs. Else peaks
+        just below the budget would make any noise a forecast.
+        """
+        grown = slope * (self._troughs[-1][0] - self._troughs[0][0])
+        height = median(self._heights) - grown / (len(self._troughs) - 1)  # less the growth from one trough to the next
+        if height <= 0.0:
+            return 0.0
+        rests = [size - slope * when for when, size in self._troughs]
+        centre = median(rests)
+        noise = median(abs(rest - centre) for rest in rests)
+        return height if grown > _CLEAR * noise else 0.0
 
 
 def size_class(bits: int) -> int:

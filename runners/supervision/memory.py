@@ -56,7 +56,8 @@ class WorkerMemory:
 
     Attributes:
         pss: its proportional share in bytes at the last exact reading; None where the system does not know it.
-        trend: its last readings.
+        trend: what it holds between its steps.
+        steps: the steps that it had finished at the last look.
         hold: what holds the hard budget.
         term: how long it serves.
         since: when it came into service, on the loop's clock.
@@ -77,6 +78,7 @@ class WorkerMemory:
         "pss",
         "reading",
         "since",
+        "steps",
         "term",
         "trend",
     )
@@ -88,7 +90,7 @@ class WorkerMemory:
         self.term = Term()
         self.since = self.load = 0.0
         self.answered = [0] * _SIZES
-        self.learned = 0
+        self.learned = self.steps = 0
         self.exact_at = self.exact_from = 0.0
         self.reading = False
 

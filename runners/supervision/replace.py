@@ -135,7 +135,7 @@ class Replacer:
             free = await self._supervisor.free_memory()
         except (OSError, RuntimeError):  # no descriptor, no thread: then nothing is certain
             return False
-        growth = sum(other.memory.trend.slope() for other in self._supervisor.workers)
+        growth = sum(other.memory.trend.climb() for other in self._supervisor.workers)
         return both_fit(free, worker.baseline, growth, worker.memory.load)
 
     async def _retire(self, worker: Worker) -> None:

@@ -73,7 +73,9 @@ def _check_memory(supervisor: Supervisor, worker: Worker, now: float) -> None:
     if judgement == "kill":
         worker.process.kill("hard_budget")
         return
-    memory.trend.add(now, worker.private)
+    steps = worker.steps()
+    memory.trend.add(now, worker.private, settled=steps != memory.steps or not worker.in_flight)
+    memory.steps = steps
     look = memory.grown(worker.private)
     if look is not None:
         supervisor.growth.learn(*look)

@@ -205,6 +205,11 @@ class Worker:
         board = self.process.board
         return board.busy_for() if board is not None else 0.0
 
+    def steps(self) -> int:
+        """Steps that it has finished."""
+        board = self.process.board
+        return board.progress() if board is not None else 0
+
     def note_progress(self, now: float) -> None:
         """Look at the board for steps finished since the last look. One that can only wait for readers is no worse."""
         board = self.process.board

@@ -127,20 +127,57 @@ async def test_a_forecast_has_the_new_worker_ready_before_the_budget_is_reached(
     largest: dict[int, int] = {}
     with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("memory_calls:leak", memory="60MiB", memory_hard="1GiB") as leak:
+            pace = max(0.02, leak._supervisor.load_seconds / 8)  # some 12 loads until the budget, on any machine
 
             async def caller():
                 while not replacements(seen):
-                    await leak(MIB // 2, 0.02)
+                    await leak(MIB // 2, pace)
                     for worker in leak.stats().workers:
                         largest[worker.pid] = max(largest.get(worker.pid, 0), worker.private)
 
-            await asyncio.wait_for(caller(), 15)
+            await asyncio.wait_for(caller(), 60)
             stats = leak.stats()
     (event,) = replacements(seen)
     assert (event.reason, event.overlapped) == ("forecast", True)
     assert stats.restarts == {"forecast": 1}
     assert 35 * MIB < largest[event.old_pid] < 60 * MIB
     assert stats.submitted == stats.answered
+
+
+async def test_what_calls_take_and_free_again_is_no_growth():
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
+        async with FunctionRunner("memory_calls:climb_and_free", memory="200MiB", memory_hard="1GiB") as climb:
+            highest = 0
+            for _ in range(8):
+                call = asyncio.create_task(climb(160 * MIB, 0.6))
+                while not call.done():
+                    highest = max(highest, climb.stats().workers[0].private)
+                    await asyncio.sleep(0.02)
+            assert 140 * MIB < highest < 200 * MIB
+            assert climb.stats().workers[0].growth < MIB
+    assert not replacements(seen)
+
+
+async def test_growth_below_what_calls_take_and_free_is_foreseen():
+    highest: dict[int, int] = {}
+    with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
+        async with FunctionRunner("memory_calls:climb_and_free", memory="200MiB", memory_hard="1GiB") as climb:
+            pace = max(0.15, climb._supervisor.load_seconds * 0.75)  # some 26 loads until the budget, on any machine
+
+            async def calls():
+                while not replacements(seen):
+                    await climb(80 * MIB, pace, kept=3 * MIB)
+
+            calling = asyncio.create_task(calls())
+            while not calling.done():
+                for worker in climb.stats().workers:
+                    if worker.state == "ready":
+                        highest[worker.pid] = max(highest.get(worker.pid, 0), worker.private)
+                await asyncio.sleep(0.01)
+            await asyncio.wait_for(calling, 90)
+    (event,) = replacements(seen)
+    assert (event.reason, event.overlapped) == ("forecast", True)
+    assert highest[event.old_pid] < 200 * MIB
 
 
 async def test_growth_to_a_plateau_below_the_budget_is_left_alone():

@@ -106,6 +106,50 @@ def test_readings_that_come_too_early_are_dropped():
     assert trend.seconds_until(200_000, now=195.0) == pytest.approx(5.0)
 
 
+def calls(trend, count, *, peak, kept=0, base=50 * MIB, looks=10, seconds=0.5, chance=None):
+    """Calls one after the other, each of so many looks: it climbs by `peak`, and frees all but `kept`."""
+    for call in range(count):
+        for look in range(looks):
+            noise = 0 if chance is None else chance.randrange(MIB)
+            held = base + call * kept + peak * look // (looks - 1) + noise
+            trend.add((call * looks + look) * seconds / looks, held, settled=look == 0)
+    return count * seconds
+
+
+@given(st.integers(1, 400), st.integers(2, 40), st.floats(0.1, 60.0), st.floats(0.0, 10.0))
+def test_what_calls_take_and_free_again_is_no_growth(peak, looks, seconds, spacing):
+    trend = Trend(spacing)
+    now = calls(trend, 60, peak=peak * MIB, looks=looks, seconds=seconds)
+    assert trend.slope() == 0.0
+    assert trend.seconds_until(50 * MIB + peak * MIB, now) is None
+
+
+@given(st.integers(1, 400), st.integers(5, 40), st.floats(0.1, 10.0), st.integers())
+def test_nor_is_it_with_noise_and_peaks_just_below_the_budget(peak, looks, seconds, seed):
+    trend = Trend(seconds / looks)
+    now = calls(trend, 60, peak=peak * MIB, looks=looks, seconds=seconds, chance=random.Random(seed))
+    left = trend.seconds_until(51 * MIB + peak * MIB, now)
+    assert left is None or left > seconds
+
+
+@given(st.integers(1, 20), st.integers(10, 100), st.integers(5, 40), st.floats(0.1, 10.0))
+def test_what_calls_leave_behind_is_growth_and_its_peaks_count(kept, peak, looks, seconds):
+    trend = Trend(seconds / looks)
+    now = calls(trend, 40, peak=peak * MIB, kept=kept * MIB, looks=looks, seconds=seconds)
+    assert trend.slope() == pytest.approx(kept * MIB / seconds, rel=0.1)
+    # The next peaks reach the budget in the tenth call from now.
+    budget = 50 * MIB + (40 + 10) * kept * MIB + peak * MIB
+    assert trend.seconds_until(budget, now) == pytest.approx(10 * seconds, abs=2.5 * seconds)
+
+
+def test_one_long_call_is_not_growth_until_it_ends():
+    trend = Trend()
+    for look in range(200):
+        trend.add(look * 0.05, 50 * MIB + look * MIB, settled=look == 0)
+    assert (trend.slope(), trend.seconds_until(100 * MIB, 10.0)) == (0.0, None)
+    assert trend.climb() == pytest.approx(MIB / 0.05, rel=0.05)  # what else is loaded meanwhile must fit beside it
+
+
 def test_the_window_is_bounded():
     trend = trend_of([*([0] * 1000), *range(0, KEPT * 10, 10)])
     assert trend.slope() == pytest.approx(200.0)

@@ -19,6 +19,16 @@ def climb(path, over, size, step=8 << 20):
     time.sleep(20)
 
 
+def climb_and_free(size, seconds, kept=0, step=4 << 20):
+    """Takes `size` bytes in steps, over so many seconds, and frees all but `kept` of them."""
+    _kept.append(b"\x01" * kept)
+    taken = []
+    for _ in range(0, size, step):
+        taken.append(b"\x01" * step)
+        time.sleep(seconds * step / size)
+    return os.getpid()
+
+
 def leak(size, seconds):
     _kept.append(b"\x01" * size)
     time.sleep(seconds)
