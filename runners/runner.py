@@ -65,6 +65,8 @@ class Runner:
         heartbeat: seconds that a worker may go without finishing a step while it has work, before it is replaced as
             stuck.
         start_timeout: seconds that a worker may take to load.
+        drain_timeout: seconds after which a worker that is replaced is ended whatever it still has. None: it answers
+            what it has, for as long as the requests' own timeouts allow.
         grace: seconds that `close` gives accepted requests to be answered.
         environment: variables for the workers, on top of this process's.
         restart: when crashed workers are started again.
@@ -91,6 +93,7 @@ class Runner:
         timeout: float | None,
         heartbeat: float | None,
         start_timeout: float,
+        drain_timeout: float | None,
         grace: float,
         environment: Mapping[str, str] | None,
         restart: RestartPolicy | None,
@@ -106,6 +109,7 @@ class Runner:
             ("timeout", timeout),
             ("heartbeat", heartbeat),
             ("start_timeout", start_timeout),
+            ("drain_timeout", drain_timeout),
             ("max_age", max_age),
         ):
             if seconds is not None and not seconds > 0:
@@ -144,6 +148,7 @@ class Runner:
             queue=queue,
             policy=restart,
             start_timeout=start_timeout,
+            drain_timeout=drain_timeout,
             python=python,
         )
 

@@ -44,6 +44,7 @@ class RunnerSection(Section, frozen=True, kw_only=True):
     timeout: float = 300
     heartbeat: float | None = 60
     start_timeout: float = 120
+    drain_timeout: float | None = None
     grace: float = 10
     environment: dict[str, str] = msgspec.field(default_factory=dict)
     restart: RestartSection | None = None
@@ -55,7 +56,7 @@ class RunnerSection(Section, frozen=True, kw_only=True):
         as_autoscale(self.workers)
         whole("queue", self.queue, 0)
         whole("max_requests", self.max_requests, 1)
-        for name in ("timeout", "heartbeat", "start_timeout", "max_age", "idle_unload"):
+        for name in ("timeout", "heartbeat", "start_timeout", "drain_timeout", "max_age", "idle_unload"):
             seconds(name, getattr(self, name))
         seconds("grace", self.grace, zero=True)
         if self.memory is not None and self.memory_hard is not None and self.memory_hard <= self.memory:

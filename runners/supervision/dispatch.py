@@ -15,6 +15,7 @@ import contextlib
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable
+from itertools import islice
 
 from guardrails.core import events
 from guardrails.core.errors import QueueFull
@@ -26,6 +27,7 @@ from runners.supervision.events import RequestsRedelivered
 from runners.supervision.exit import Exit
 from runners.supervision.request import Request
 from runners.supervision.stream import StreamRequest
+from runners.supervision.suspects import Suspects
 from runners.supervision.worker import Worker
 
 #: Workers that a request may take with it until it is refused as poison.
@@ -40,6 +42,7 @@ class Dispatcher:
     Args:
         name: the runner's.
         queue: requests that may wait here, beyond those that workers have.
+        fresh_comes: whether a new worker is on its way.
 
     Attributes:
         workers: those in service; the supervisor adds and removes them.
@@ -47,7 +50,7 @@ class Dispatcher:
         idle: set when there is no request left, waiting or running.
     """
 
-    def __init__(self, name: str, *, queue: int) -> None:
+    def __init__(self, name: str, *, queue: int, fresh_comes: Callable[[], bool] = lambda: False) -> None:
         self.name = name
         self.workers: list[Worker] = []
         self.counts: Counter[str] = Counter()
@@ -55,6 +58,7 @@ class Dispatcher:
         self._limit = queue
         self._affinity: Affinity[Worker] = Affinity()
         self._queue: deque[Request] = deque()
+        self._suspects = Suspects(fresh_comes)
         self._numbers = itertools.count(1)
         self._loop: asyncio.AbstractEventLoop
         self._wheel: TimerWheel
@@ -67,12 +71,13 @@ class Dispatcher:
     @property
     def queued(self) -> int:
         """Requests that wait for a worker."""
-        return len(self._queue)
+        return len(self._queue) + len(self._suspects)
 
     @property
     def oldest_queued(self) -> float | None:
         """When the first of them came, on the loop's clock; None if none waits."""
-        return self._queue[0].accepted if self._queue else None
+        first = [*islice(self._suspects, 1), *islice(self._queue, 1)]
+        return min((request.accepted for request in first), default=None)
 
     # In
 
@@ -118,6 +123,8 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Give waiting requests to workers with room, the least loaded first."""
+        if self._suspects:
+            self._suspects.give(self.workers, self._loop.time())
         while self._queue:
             request = self._queue[0]
             worker = self._choose(request.affinity)
@@ -154,7 +161,7 @@ class Dispatcher:
         else:
             self.counts["failed"] += request.waited_for
             request.fail(request_error(message.error, self.name))
-        if self._queue:
+        if self._queue or self._suspects:
             self.pump()
         self.note_idle()
 
@@ -189,7 +196,7 @@ class Dispatcher:
             worker.cancel(request)
             return
         with contextlib.suppress(ValueError):  # it may be in neither, while a worker goes down
-            self._queue.remove(request)
+            (self._suspects if request in self._suspects else self._queue).remove(request)
         self.note_idle()
 
     def _holder(self, request: Request) -> Worker | None:
@@ -202,12 +209,13 @@ class Dispatcher:
         """A worker has died: what it had goes to another one, in front, or fails. With `closed`, all of it fails so."""
         running = worker.running()
         again: list[Request] = []
+        others = worker.answered + sum(request.begun for request in worker.in_flight.values()) + len(running)
         for request in worker.in_flight.values():
             if not request.waited_for:
                 continue
             ran = request.id in running
-            request.deaths += ran
-            request.strikes += ran and not exit.from_outside
+            if ran:
+                request.outlived(exit, by_itself=others - ran - request.begun == 0)
             error = closed() if closed is not None else self._verdict(request, exit, ran=ran)
             if error is None:
                 request.again()
@@ -217,7 +225,9 @@ class Dispatcher:
                 request.fail(error)
         worker.in_flight.clear()
         self._affinity.forget(worker)
-        self._queue.extendleft(reversed(again))  # they came first, so they go first
+        self._suspects.put(request for request in again if request.suspect)
+        # They came first, so they go first.
+        self._queue.extendleft(request for request in reversed(again) if not request.suspect)
         self.counts["redelivered"] += len(again)
         if again and events.sinks:
             events.emit(RequestsRedelivered(self.name, worker.pid, len(again)))
@@ -240,15 +250,15 @@ class Dispatcher:
 
     def flush(self, error: Callable[[], Exception]) -> None:
         """Refuse everything that waits, each with an error of its own: a shared one would gather all tracebacks."""
-        while self._queue:
-            request = self._queue.popleft()
+        while self._queue or self._suspects:
+            request = self._suspects.take() if self._suspects else self._queue.popleft()
             self.counts["failed"] += request.waited_for
             request.fail(error())
         self.note_idle()
 
     def note_idle(self) -> None:
         """Set `idle` if there is nothing left."""
-        if self._queue:
+        if self._queue or self._suspects:
             return
         for worker in self.workers:
             if worker.in_flight:

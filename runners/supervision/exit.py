@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
+_PLANNED = frozenset({"drained", "drain_timeout", "stopped"})
+
 
 @dataclass(frozen=True, slots=True)
 class Exit:
@@ -37,6 +39,16 @@ class Exit:
         sent. What the worker was doing is then no cause, unless it sent the signal to itself.
         """
         return self.reason is None and self.code == -signal.SIGKILL and self.oom is False
+
+    @property
+    def planned(self) -> bool:
+        """Whether it is the end of a drain, a replacement or the runner: nothing that the worker ran is a cause."""
+        return self.reason in _PLANNED
+
+    @property
+    def for_memory(self) -> bool:
+        """Whether it held too much, which may be the work of all that it ever ran."""
+        return self.reason == "hard_budget" or (self.reason is None and self.oom is True)
 
     def describe(self) -> str:
         """For people."""

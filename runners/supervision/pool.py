@@ -132,9 +132,16 @@ class Pool:
 
     @property
     def settled(self) -> bool:
-        """Whether no worker comes, goes, or is being replaced."""
+        """Whether no worker comes, is about to go, or is being replaced. One that has long calls to end may take its
+        time, and holds nothing up.
+        """
         changing = self.supervisor.replacing or self._restoring or self.coming
-        return not changing and all(worker.state == "ready" for worker in self.workers)
+        return not changing and all(worker.state == "ready" or worker.in_flight for worker in self.workers)
+
+    @property
+    def fresh_comes(self) -> bool:
+        """Whether a new worker is on its way."""
+        return bool(self.coming or self._restoring or self.resting)
 
     @property
     def resting(self) -> bool:
@@ -319,11 +326,8 @@ class Pool:
         await asyncio.gather(*(self.retire(worker) for worker in tuple(self.workers)))
 
     async def retire(self, worker: Worker) -> None:
-        """Have a worker answer what it has, however long that takes, and end it. Its requests' own timeouts hold."""
-        worker.drain()
-        while not await worker.wait_exit(self.supervisor.drain_timeout):
-            if not worker.in_flight:
-                await worker.end("drain_timeout")
+        """Have a worker answer what it has, within the requests' own deadlines and `drain_timeout`, and end it."""
+        await worker.leave(self.supervisor.drain_timeout)
 
 
 def _copy(error: BaseException) -> Exception:

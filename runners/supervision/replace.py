@@ -3,6 +3,7 @@
 ::
 
     both fit      load the new one ──▶ give it requests ──▶ the old one answers what it has ──▶ and goes
+                  (however long that takes; the next replacement does not wait for it)
     they do not   the old one answers what it has ──▶ and goes ──▶ load the new one
                   (what no other worker can take waits in the queue meanwhile)
 """
@@ -38,6 +39,7 @@ class Replacer:
         self._free.set()
         self._not_before = 0.0
         self._recycling: asyncio.Future[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
 
     def start(self, worker: Worker, reason: str) -> None:
         """Replace `worker`, unless it is going already, another one is being replaced, or the last try failed a short
@@ -74,6 +76,7 @@ class Replacer:
                 if worker.state == "ready":  # else it went by itself meanwhile
                     self._begin()
                     await self._replace(worker, "recycle")
+            await asyncio.gather(*self._leaving)
         except Exception as error:
             if not isinstance(error, (StartFailed, MissingExtra)):
                 report(self._supervisor.spec.name, "recycle", error, None)
@@ -113,22 +116,29 @@ class Replacer:
             self._supervisor.pool.start_failed()
 
     async def _replace(self, worker: Worker, reason: str) -> None:
+        """Put a new worker in the place of `worker`. That one may still have calls to end."""
         supervisor = self._supervisor
         try:
             overlap = await self._fits(worker)
             if not overlap:
-                await self._retire(worker)
+                await worker.leave(supervisor.drain_timeout)
             new = await supervisor.bring_up()
             supervisor.put_in_service(new)
-            if overlap:
-                await self._retire(worker)
-            supervisor.count_replacement(reason)
-            _log.info("%s: worker %d replaced by %d (%s)", supervisor.spec.name, worker.pid, new.pid, reason)
-            if events.sinks:
-                events.emit(WorkerReplaced(supervisor.spec.name, worker.pid, new.pid, reason, overlap))
+            worker.drain()
         finally:
             supervisor.replacing = False
             self._free.set()
+        leaving = supervisor.spawn(self._see_off(worker, new, reason, overlap=overlap))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    async def _see_off(self, worker: Worker, new: Worker, reason: str, *, overlap: bool) -> None:
+        supervisor = self._supervisor
+        await worker.leave(supervisor.drain_timeout)
+        supervisor.count_replacement(reason)
+        _log.info("%s: worker %d replaced by %d (%s)", supervisor.spec.name, worker.pid, new.pid, reason)
+        if events.sinks:
+            events.emit(WorkerReplaced(supervisor.spec.name, worker.pid, new.pid, reason, overlap))
 
     async def _fits(self, worker: Worker) -> bool:
         try:
@@ -137,11 +147,6 @@ class Replacer:
             return False
         growth = sum(other.memory.trend.climb() for other in self._supervisor.workers)
         return both_fit(free, worker.baseline, growth, worker.memory.load)
-
-    async def _retire(self, worker: Worker) -> None:
-        worker.drain()
-        if not await worker.wait_exit(self._supervisor.drain_timeout):
-            await worker.end("drain_timeout")
 
 
 __all__ = ["Replacer"]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from guardrails.core.timers import Bucket, TimerWheel
+from runners.supervision.exit import Exit
 
 Answer = tuple[msgspec.Raw, memoryview]
 
@@ -20,7 +21,8 @@ class Request:
         deadline: on the event loop's clock, or None.
         redeliver: whether it may be run again when a worker dies while it runs there.
         deaths: workers that died while they were running it.
-        strikes: those among them that were not killed from outside, and so may have died of it.
+        strikes: those among them that may have died of it: not killed from outside, nor filled by other requests.
+        suspect: whether a worker died while it ran this, so that it runs by itself from then on.
         future: resolves once, with the answer or an error.
         accepted: when it came, on the loop's clock.
         given_at: when the first worker had it; None before.
@@ -48,6 +50,7 @@ class Request:
         "redeliver",
         "slot",
         "strikes",
+        "suspect",
     )
 
     def __init__(
@@ -67,6 +70,7 @@ class Request:
         self.redeliver = redeliver
         self.deaths = 0
         self.strikes = 0
+        self.suspect = False
         self.future = future
         self.abandoned_at: float | None = None
         self.accepted = 0.0
@@ -90,6 +94,18 @@ class Request:
     def paused(self) -> bool:
         """Whether the worker has to wait for the reader before it can go on with it."""
         return False
+
+    def outlived(self, exit: Exit, *, by_itself: bool) -> None:  # noqa: A002
+        """The worker that ran it has died; `by_itself` says that it had run nothing else. Ends that we cause on purpose
+        say nothing about a request; that memory ran out says so only of one that had the worker to itself.
+        """
+        if exit.planned:
+            return
+        self.deaths += 1
+        if exit.from_outside:
+            return
+        self.suspect = True
+        self.strikes += by_itself or not exit.for_memory
 
     def item(self, body: msgspec.Raw, payload: memoryview) -> bool:  # noqa: ARG002 - for those that can
         """An item of its answer has come. False if it may not have been sent."""

@@ -71,7 +71,8 @@ class Supervisor:
         queue: requests that may wait here for a worker, beyond those that workers have.
         policy: when to restart.
         start_timeout: seconds that a worker may take to load.
-        drain_timeout: seconds that a replaced worker may take to answer what it has.
+        drain_timeout: seconds after which a replaced worker is ended whatever it still has. None: it answers what it
+            has, for as long as the requests' own deadlines allow.
         python: the interpreter to run workers with; by default this one.
     """
 
@@ -86,7 +87,7 @@ class Supervisor:
         queue: int = 1024,
         policy: RestartPolicy | None = None,
         start_timeout: float = 120,
-        drain_timeout: float = 30,
+        drain_timeout: float | None = None,
         python: str | None = None,
     ) -> None:
         self.spec = spec
@@ -103,7 +104,7 @@ class Supervisor:
             msg = "queue=0 does not go with lazy, idle_unload or a minimum of 0: a request waits there for the load"
             raise ValueError(msg)
         self.used = 0.0
-        self.dispatcher = Dispatcher(spec.name, queue=queue)
+        self.dispatcher = Dispatcher(spec.name, queue=queue, fresh_comes=lambda: self.pool.fresh_comes)
         self._start_timeout = start_timeout
         self._python = python
         self._loop: asyncio.AbstractEventLoop

@@ -38,6 +38,8 @@ T = TypeVar("T")
 State = Literal["starting", "ready", "draining", "exited"]
 _MIB = 1024 * 1024
 _ANSWERS = (Done, Failed)
+#: Seconds that a worker may take to exit once it has answered everything.
+_TO_EXIT = 30.0
 #: A wait that ends so many seconds late was held up by a blocked event loop.
 _STALLED = 0.1
 
@@ -54,6 +56,8 @@ class Worker:
         memory: what else is known of its memory.
         last_progress: when it last did something, on the loop's clock.
         retired: whether it was asked to go; what comes in its place is not for its exit to decide.
+        suspects: of its requests those that run by themselves: it is given nothing else meanwhile.
+        reserved: whether it is given nothing until it is empty, and then a suspect.
         load_error: why it could not be loaded, where it said so itself.
         exit: how it ended; None while it has not.
     """
@@ -77,6 +81,8 @@ class Worker:
         self.answered = 0
         self.last_progress = 0.0
         self.retired = False
+        self.suspects = 0
+        self.reserved = False
         self.load_error: ErrorInfo | None = None
         self.exit: Exit | None = None
         self._seen_progress = 0
@@ -173,7 +179,9 @@ class Worker:
     @property
     def room(self) -> int:
         """Further requests that it may be given."""
-        return self.capacity - len(self.in_flight) if self.state == "ready" else 0
+        if self.state != "ready" or self.suspects or self.reserved:
+            return 0
+        return self.capacity - len(self.in_flight)
 
     def give(self, request: Request, now: float) -> None:
         """Send it a request."""
@@ -181,10 +189,11 @@ class Worker:
         if idle:
             self.last_progress = now
         self.in_flight[request.id] = request
+        self.suspects += request.suspect
         if request.given_at is None:
             request.given_at = now
         left = None if request.deadline is None else max(0.0, request.deadline - now)
-        message = Submit(request.id, left, request.strikes > 0, msgspec.Raw(request.body), request.window)
+        message = Submit(request.id, left, request.suspect, msgspec.Raw(request.body), request.window)
         self.process.send(message, request.payload, now=idle)  # an idle one should not wait for the loop to come round
 
     def cancel(self, request: Request) -> None:
@@ -229,6 +238,22 @@ class Worker:
             self.process.expect_exit("drained")
             self.process.send(Drain())
 
+    async def leave(self, within: float | None) -> None:
+        """Have it answer what it has, for as long as its requests' own deadlines allow, and end it.
+
+        Args:
+            within: seconds after which it is ended whatever it has; None: no such cap.
+        """
+        self.drain()
+        by = None if within is None else self._loop.time() + within
+        while True:
+            idle, left = not self.in_flight, None if by is None else by - self._loop.time()
+            if await self.wait_exit(_TO_EXIT if left is None else max(0.0, min(left, _TO_EXIT))):
+                return
+            if (idle and not self.in_flight) or (by is not None and self._loop.time() >= by):
+                await self.end("drain_timeout")
+                return
+
     async def end(self, reason: str) -> Exit:
         """Kill it and wait for its end."""
         self.process.kill(reason)
@@ -246,6 +271,7 @@ class Worker:
             request = self.in_flight.pop(message.id, None)
             if request is not None:
                 self.answered += 1
+                self.suspects -= request.suspect
                 self.memory.answered[(len(request.body) + len(request.payload)).bit_length()] += 1
                 self.last_progress = self._loop.time()
                 self._on_answer(request, message, payload)

@@ -1,0 +1,77 @@
+"""Requests that were running when their worker died: each runs next by itself, on a fresh worker where one comes.
+
+So an innocent request is not blamed for a worker that others filled or damaged, and one that is guilty takes no other
+request with it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+from runners.supervision.request import Request
+from runners.supervision.worker import Worker
+
+
+class Suspects:
+    """The queue of suspects, served before other requests.
+
+    Args:
+        fresh_comes: whether a new worker is on its way.
+    """
+
+    def __init__(self, fresh_comes: Callable[[], bool]) -> None:
+        self.fresh_comes = fresh_comes
+        self._queue: deque[Request] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._queue)
+
+    def put(self, requests: Iterable[Request]) -> None:
+        """Requests of a worker that died: before those of earlier ones, in their own order."""
+        self._queue.extendleft(reversed(list(requests)))
+
+    def remove(self, request: Request) -> None:
+        """Its caller has left.
+
+        Raises:
+            ValueError: it does not wait here.
+        """
+        self._queue.remove(request)
+
+    def take(self) -> Request:
+        """The first one."""
+        return self._queue.popleft()
+
+    def give(self, workers: Iterable[Worker], now: float) -> None:
+        """Give them to workers that have nothing else to do.
+
+        While a new worker is on its way they wait for it. Where none is, the worker with the least to do is given
+        nothing else until it is empty.
+        """
+        while self._queue:
+            if not self._queue[0].waited_for:
+                self.take()
+                continue
+            free = [worker for worker in workers if worker.state == "ready" and not worker.in_flight]
+            worker = next((worker for worker in free if not worker.answered), None)
+            if worker is None and not self.fresh_comes():
+                worker = free[0] if free else None
+                if worker is None:
+                    _reserve(workers)
+            if worker is None:
+                return
+            worker.reserved = False
+            worker.give(self.take(), now)
+
+
+def _reserve(workers: Iterable[Worker]) -> None:
+    ready = [worker for worker in workers if worker.state == "ready"]
+    if ready and not any(worker.reserved or worker.suspects for worker in ready):
+        min(ready, key=lambda worker: len(worker.in_flight)).reserved = True
+
+
+__all__ = ["Suspects"]
