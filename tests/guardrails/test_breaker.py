@@ -170,6 +170,47 @@ def test_one_failed_probe_is_enough_and_its_neighbour_changes_nothing(clock):
     assert refused(circuit).retry_after == 7.0
 
 
+def test_probes_that_take_longer_than_their_lease_close_it(clock):
+    circuit = opened(clock, success_threshold=2, probe_lease=30)
+    clock.advance(10)
+    probes = []
+    for _ in range(4):  # two at once, and as their leases end, two more
+        probes.append(circuit.try_enter(CALL))
+        if len(probes) == 2:
+            clock.advance(30)
+    assert circuit.probes_in_flight == 2
+    clock.advance(10)
+    circuit.settle(probes[0], SUCCESS)
+    assert (circuit.state, circuit.success_counter) == ("half-open", 1)
+    refused(circuit)  # its place had been taken, and a success keeps one
+    circuit.settle(probes[1], SUCCESS)
+    assert circuit.state == "closed"
+    circuit.settle(probes[2], FAILURE)  # of an earlier generation
+    assert (circuit.state, circuit.fail_counter) == ("closed", 0)
+
+
+def test_a_probe_that_fails_after_its_lease_opens_it_again(clock):
+    circuit = opened(clock, probe_lease=30)
+    clock.advance(10)
+    late = circuit.try_enter(CALL)
+    clock.advance(30)
+    later = circuit.try_enter(CALL)
+    circuit.settle(late, FAILURE)
+    assert refused(circuit).retry_after == 10
+    circuit.settle(later, SUCCESS)
+    assert circuit.state == "open"
+
+
+def test_a_probe_that_is_cancelled_after_its_lease_gives_no_place_of_anothers_back(clock):
+    circuit = opened(clock, probe_lease=30)
+    clock.advance(10)
+    late = circuit.try_enter(CALL)
+    clock.advance(30)
+    circuit.try_enter(CALL)
+    circuit.settle(late, IGNORED)
+    refused(circuit)
+
+
 def test_an_ignored_probe_gives_its_place_back_and_decides_nothing(clock):
     circuit = opened(clock)
     clock.advance(10)

@@ -156,6 +156,15 @@ def test_half_open_does_not_last_for_ever(clock):
     assert circuit.state == "open"
 
 
+def test_half_open_ends_exactly_at_its_time(clock):
+    circuit = breaker(fail_max=1, open_for=10, half_open_max=5, probe_lease=60, clock=clock)
+    run(circuit, FAILURE)
+    clock.advance(10)
+    circuit.try_enter(CALL)
+    clock.advance(5)
+    assert (refused(circuit).retry_after, circuit.state) == (10, "open")
+
+
 # By hand
 
 

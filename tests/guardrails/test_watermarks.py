@@ -78,3 +78,12 @@ def test_a_limit_of_zero_is_always_critical():
 def test_marks_that_do_not_rise_are_refused(marks):
     with pytest.raises(ValueError, match="watermarks must rise"):
         Watermarks(*marks)
+
+
+def test_what_reaches_the_high_mark_exactly_fits():
+    marks = Watermarks(low=0.5, high=0.75, critical=0.875)  # shares that a float holds exactly
+    scopes = [Scope("a", 50, 100), Scope("b", 10, 40)]
+    assert marks.fits(scopes, 20)
+    assert not marks.fits(scopes, 21)
+    assert marks.can_ever_fit(scopes, 30)
+    assert not marks.can_ever_fit(scopes, 31)

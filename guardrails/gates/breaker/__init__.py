@@ -12,7 +12,8 @@
 (M. Nygard, "Release It!", 2007. The words and defaults are pybreaker's; its listeners and `exclude` work unchanged.)
 
 * Half-open lets exactly `probes` calls through and refuses the others at once. A probe's place is a lease: one that
-  hangs longer than `probe_lease` gives it back. A cancelled probe gives it back immediately.
+  hangs longer than `probe_lease` gives it back, and still counts when it ends. A cancelled probe gives it back
+  immediately.
 * Every change of state starts a new generation. A call that ends in a later one than it was let in changes nothing.
 * Half-open ends after `half_open_max` seconds, if that is given: the circuit is open again.
 * `throttled` (429) counts as a failure: a provider that refuses everything is as good as down. `ignored` counts as

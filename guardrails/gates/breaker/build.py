@@ -112,7 +112,7 @@ def breaker(
             the `Outcome` that opened it (`ignored` when it was opened by hand) that returns seconds. One that fails is
             logged, and the last opening's time, at first 60 s, holds.
         probes: calls let through while half-open; by default `success_threshold`.
-        probe_lease: seconds after which a probe that has not ended gives its place back.
+        probe_lease: seconds after which a probe that has not ended gives its place back. It still counts when it ends.
         half_open_max: seconds after which a half-open circuit is open again; by default it waits for ever.
         clock: for tests.
 

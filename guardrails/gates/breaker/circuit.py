@@ -223,9 +223,9 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
             if ticket.generation != self._generation or self._state == "disabled":
                 pass  # of an earlier generation
             elif self._state == "half-open":
-                if ticket not in self._probing:
-                    pass  # its lease ran out: somebody else has its place
-                elif ignored:
+                # All calls of this generation are probes. One whose lease has ended has no place to give back, but its
+                # end counts: else a circuit whose calls take longer than a lease would never close.
+                if ignored:
                     self._probing.discard(ticket)
                 else:
                     slow = self._is_slow(ticket, now)
