@@ -11,11 +11,13 @@ from types import MappingProxyType
 import anyio
 import pytest
 
-from guardrails import admit, breaker, guard
+from guardrails import admit, breaker, guard, retry
 from guardrails.core.guard import Call
 from guardrails.core.outcome import IGNORED, SUCCESS, Outcome
 from guardrails.errors import Rejected
+from guardrails.gates.breaker.break_duration import FromRetryAfter
 from guardrails.gates.limiter import Drained, RateLimited, Reservation, limiter
+from guardrails.testing import FakeClock
 from tests.guardrails.heard import decisions
 
 CALL = Call((), {})
@@ -467,3 +469,101 @@ def test_it_goes_away_with_its_owner(clock):
     del gate
     gc.collect()
     assert all(id(thing) != number or type(thing).__name__ != "Lane" for thing in gc.get_objects())
+
+
+# What a server asks for
+
+
+class Throttled(Exception):
+    status_code = 429
+
+    def __init__(self, asked):
+        super().__init__(asked)
+        self.headers = {"Retry-After": asked}
+
+
+DAY = 86_400.0
+ABSURD = ["1e308", "9" * 400, "inf", "nan", "-1e308", "Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 31 Dec 99999 23:59:59 GMT"]
+
+
+@pytest.mark.parametrize("asked", ABSURD, ids=lambda asked: asked[:12])
+def test_an_absurd_retry_after_closes_a_limiter_for_a_day_at_most(gate, clock, asked):
+    @gate
+    def work():
+        raise Throttled(asked)
+
+    with pytest.raises(Throttled):
+        work()
+    clock.advance(DAY)
+    clock.advance(100)
+    assert gate.available() == pytest.approx({"requests": 5})
+    for _ in range(5):
+        assert gate.try_acquire() is not None
+    assert gate.try_acquire() is None  # nor does it let everything in
+
+
+@pytest.mark.parametrize("asked", ABSURD, ids=lambda asked: asked[:12])
+def test_reset_heals_a_limiter_of_an_absurd_retry_after(gate, clock, asked):
+    @gate
+    def work():
+        raise Throttled(asked)
+
+    with pytest.raises(Throttled):
+        work()
+    gate.drain(1e308)
+    gate.reset()
+    assert gate.available() == {"requests": 5}
+    for _ in range(5):
+        assert gate.try_acquire() is not None
+    assert gate.try_acquire() is None
+    clock.advance(2)
+    assert gate.available() == pytest.approx({"requests": 1})
+
+
+def test_the_longest_drain_is_adjustable(clock):
+    gate = limiter(requests=5, per=10, max_retry_after=60, clock=clock)
+    for drain in (lambda: gate.drain(1e308), lambda: gate.drain(10**400)):
+        gate.reset()
+        drain()
+        clock.advance(61)
+        assert gate.available() == pytest.approx({"requests": 0.5})
+    with pytest.raises(ValueError, match="max_retry_after must be at most 86400, a day"):
+        limiter(requests=5, max_retry_after=DAY + 1)
+    with pytest.raises(ValueError, match="max_retry_after"):
+        limiter(requests=5, max_retry_after=0)
+
+
+@pytest.mark.parametrize("used", [1e308, 10**299], ids=["float", "int"])
+def test_an_absurd_usage_closes_a_limiter_for_a_day_at_most(clock, used):
+    gate = limiter(tokens=10, per=1, clock=clock)
+    first = gate.try_acquire(1)
+    first.correct(used / 2)
+    first.correct(used)
+    clock.advance(DAY)
+    assert gate.available() == pytest.approx({"tokens": 0})
+    second = gate.try_acquire(0)
+    second.correct(used)
+    assert gate.try_acquire(0) is None
+    gate.reset()
+    assert gate.available() == {"tokens": 10}
+    clock.advance(1)
+    assert gate.try_acquire(10) is not None
+    assert gate.try_acquire(1) is None
+
+
+def test_a_breaker_and_a_retry_wait_for_a_capped_time_too(clock):
+    circuit = breaker(open_for=FromRetryAfter(cap=3600), fail_max=1, clock=clock)
+    circuit.settle(circuit.try_enter(Call((), {})), Outcome("failure", None, 1e308))
+    assert circuit.state == "open"
+    clock.advance(3600)
+    circuit.settle(circuit.try_enter(Call((), {})), SUCCESS)
+    calls = []
+
+    @retry(attempts=2, max_retry_after=10**6, budget=None, clock=FakeClock(autojump=True))
+    def work():
+        calls.append(1)
+        raise Throttled("1e308")
+
+    with pytest.raises(Throttled):
+        work()
+    assert len(calls) == 2

@@ -7,6 +7,7 @@ from typing import Any
 
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
 from guardrails.core.guard import Guard
+from guardrails.core.retry_after import MAX_RETRY_AFTER
 from guardrails.gates.limiter.adaptive import AdaptiveRate
 from guardrails.gates.limiter.face import NOT_GIVEN
 from guardrails.gates.limiter.gate import Limiter
@@ -32,6 +33,7 @@ def limiter(
     queue: int = 1000,
     adaptive: bool | AdaptiveRate = False,
     drain_on_throttle: bool = True,
+    max_retry_after: float = MAX_RETRY_AFTER,
     name: str = "limiter",
     clock: Clock = SYSTEM_CLOCK,
 ) -> Limiter:
@@ -62,6 +64,8 @@ def limiter(
             is configured, for each key.
         drain_on_throttle: whether a throttled call that says when to come back (Retry-After) drains its bucket until
             then.
+        max_retry_after: seconds that a drain lasts at most, whatever is asked for; and that a debt is paid off in at
+            most, whatever a call is corrected to. By default, and at most, a day.
         name: how it calls itself in errors and events.
         clock: for tests.
 
@@ -94,6 +98,10 @@ def limiter(
     if not isinstance(adaptive, bool | AdaptiveRate):
         msg = f"adaptive takes True or an AdaptiveRate, not {type(adaptive).__name__}"
         raise TypeError(msg)
+    max_retry_after = number("max_retry_after", max_retry_after)
+    if max_retry_after > MAX_RETRY_AFTER:
+        msg = f"max_retry_after must be at most {MAX_RETRY_AFTER:g}, a day, not {max_retry_after!r}"
+        raise ValueError(msg)
     dimensions, rates = _tiers(requests, tokens, per, burst, tiers, tier, default_tier)
     costs = Costs(name, dimensions, cost)
     for limits in rates.values():
@@ -117,6 +125,7 @@ def limiter(
         queue=queue,
         adaptive=adaptive if isinstance(adaptive, AdaptiveRate) else AdaptiveRate() if adaptive else None,
         drain_on_throttle=drain_on_throttle,
+        max_retry_after=max_retry_after,
         clock=clock,
     )
 

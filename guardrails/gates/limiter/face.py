@@ -167,11 +167,13 @@ class LimiterFace(Turnstile):
     def drain(self, retry_after: float, *, key: Hashable = NOT_GIVEN, tier: Hashable = NOT_GIVEN) -> None:
         """Empty the bucket for `retry_after` seconds: nobody is let in until then, and it fills from empty.
 
+        It lasts for `max_retry_after` at most (see `limiter`), and `reset` ends it.
         Calls whose turn comes later than they may wait are refused now. Without `key` and `tier`, every known bucket.
         """
         if isinstance(retry_after, bool) or not isinstance(retry_after, int | float) or not 0 <= retry_after < math.inf:
             msg = f"retry_after takes a number of seconds of at least 0, not {retry_after!r}"
             raise ValueError(msg)
+        retry_after = min(retry_after, self._lanes.longest)
         self._on_lanes(lambda lane, now: lane.drain(retry_after, now), key, tier)
         if events.sinks:
             events.emit(Drained(self.name, retry_after))

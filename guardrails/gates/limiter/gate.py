@@ -46,6 +46,7 @@ class Limiter(LimiterFace, Layer, Gate):
         queue: int,
         adaptive: AdaptiveRate | None,
         drain_on_throttle: bool,
+        max_retry_after: float,
         clock: Clock,
     ) -> None:
         super().__init__(
@@ -57,6 +58,7 @@ class Limiter(LimiterFace, Layer, Gate):
             max_wait=max_wait,
             queue=queue,
             adaptive=adaptive,
+            max_retry_after=max_retry_after,
             clock=clock,
         )
         self.per = per
@@ -145,6 +147,8 @@ class Limiter(LimiterFace, Layer, Gate):
                 self._give_back(ticket)
             return
         wait = outcome.retry_after if kind == "throttled" and self.drain_on_throttle else None
+        if wait is not None:
+            wait = min(wait, self._lanes.longest)
         old = new = 1.0
         woken: list[Any] = []
         with self.lock:

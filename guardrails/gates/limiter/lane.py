@@ -3,18 +3,24 @@
 Every method of a `Lane` is called under its limiter's lock. Those that let calls in, or turn them away, return the
 waiters to be woken once the lock is free again.
 
-Only the first in the queue sets a timer, for the moment at which its tokens are there. All others sleep until they are
-let in, become the first, or are turned away: whatever lengthens the queue (a drain, a lower rate, a call that used more
-than it had reserved) computes everybody's turn anew, and those whose turn would come too late need not wait for it.
+The first in the queue sets a timer for the moment at which its tokens are there. The others are woken when they are let
+in, become the first, or are turned away: whatever lengthens the queue (a drain, a lower rate, a call that used more
+than it had reserved) computes every turn anew, and those whose turn would come too late need not wait for it.
+
+Calls of one lane may wait in several threads and event loops, and the first may be in one that is blocked. So the first
+of each thread has a timer too, a little after its own turn and at its deadline at the latest: it then lets in, on their
+behalf and in order, whose tokens are there. In one event loop that is one timer, however many calls wait.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+import threading
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from guardrails.core.retry_after import MAX_RETRY_AFTER
 from guardrails.core.waiting import TaskWaiter, ThreadWaiter, Waiter, WaitingRoom
 from guardrails.gates.limiter.adaptive import AdaptiveRate, Share
 from guardrails.gates.limiter.bucket import Bucket, Part, Plan
@@ -30,17 +36,49 @@ class Rates:
     rates: Amounts
 
 
-class Pending:
-    """A call that waits. `parts` once it was let in, at the time `taken`; `retry_after` once it was turned away."""
+#: Seconds after its turn at which a call that is not the first looks for itself. The first is on time, as a rule.
+LATE = 0.05
 
-    __slots__ = ("amounts", "deadline", "parts", "patience", "retry_after", "taken", "waiter")
+
+class Pending:
+    """A call that waits.
+
+    Attributes:
+        amounts: what it takes.
+        patience, deadline: seconds that it may wait, and when they are over.
+        turn: when it is let in, if nothing else happens.
+        parts: what it has taken, once it was let in, at the time `taken`.
+        retry_after: once it was turned away.
+        expired: whether it was turned away since its time was over.
+        home: the thread that it waits in.
+        hurried: whether one that came before it to its thread has a later deadline: it needs a timer of its own.
+        waiter: wakes it.
+    """
+
+    __slots__ = (
+        "amounts",
+        "deadline",
+        "expired",
+        "home",
+        "hurried",
+        "parts",
+        "patience",
+        "retry_after",
+        "taken",
+        "turn",
+        "waiter",
+    )
 
     def __init__(self, amounts: Amounts, came: float, patience: float) -> None:
         self.amounts = amounts
         self.patience = patience
         self.deadline = came + patience
+        self.turn = came
         self.parts: list[Part] | None = None
         self.retry_after: float | None = None
+        self.expired = False
+        self.home = threading.get_ident()
+        self.hurried = False
         self.taken = 0.0
         self.waiter: Turn
 
@@ -68,6 +106,16 @@ class ThreadTurn(ThreadWaiter[Pending]):
 Turn = TaskTurn | ThreadTurn
 
 
+class _Home:
+    """The calls of a lane that wait in one thread, the oldest first, and the latest deadline there has been."""
+
+    __slots__ = ("latest", "pending")
+
+    def __init__(self) -> None:
+        self.latest = -math.inf
+        self.pending: dict[Pending, None] = {}
+
+
 class _Queue(WaitingRoom[Pending]):
     __slots__ = ()
 
@@ -85,10 +133,19 @@ class Lane:
         share: what is left of the configured rate; None if the rate is not adaptive.
     """
 
-    __slots__ = ("_now", "_plan", "_rates", "_room", "buckets", "first", "ident", "share")
+    __slots__ = ("_homes", "_longest", "_now", "_plan", "_rates", "_room", "buckets", "first", "ident", "share")
 
-    def __init__(self, ident: Hashable, rates: Rates, queue: int, adaptive: AdaptiveRate | None, now: float) -> None:
+    def __init__(  # noqa: PLR0917
+        self,
+        ident: Hashable,
+        rates: Rates,
+        queue: int,
+        adaptive: AdaptiveRate | None,
+        now: float,
+        longest: float = MAX_RETRY_AFTER,
+    ) -> None:
         self.ident = ident
+        self._longest = longest
         self.buckets = tuple(
             Bucket(capacity, rate, now) for capacity, rate in zip(rates.capacities, rates.rates, strict=True)
         )
@@ -96,6 +153,7 @@ class Lane:
         self.share = None if adaptive is None else Share(adaptive)
         self._rates = rates.rates
         self._room = _Queue(queue)
+        self._homes: dict[int, _Home] = {}
         self._plan: Plan | None = None
         self._now = now
 
@@ -153,9 +211,16 @@ class Lane:
     def join(self, pending: Pending, now: float) -> None:
         """Wait at the end."""
         plan = self._planned(now)
-        plan.add(pending.amounts, plan.when(pending.amounts, now))
+        pending.turn = plan.when(pending.amounts, now)
+        plan.add(pending.amounts, pending.turn)
         self._plan = plan
         self._room.join(pending.waiter)
+        home = self._homes.get(pending.home)
+        if home is None:
+            home = self._homes[pending.home] = _Home()
+        home.pending[pending] = None
+        pending.hurried = pending.deadline < home.latest
+        home.latest = max(home.latest, pending.deadline)
         if self.first is None:
             self.first = pending
 
@@ -163,23 +228,54 @@ class Lane:
         """Go away without having been let in."""
         self._room.leave(pending.waiter)
         self._plan = None
-        return self.advance(now)
+        return [*self._gone((pending,)), *self.advance(now)]
 
     def advance(self, now: float) -> list[Waiter[Pending]]:
         """Let in, from the first on, whose tokens are there; whoever is the first then sets the timer."""
         before, self._now = self.first, now
         woken = self._room.grant(self._take_pending)
+        if woken:
+            woken += self._gone([waiter.ticket for waiter in woken])
         self.first = next(iter(self._room), None)
         if self.first is None:
             self._plan = None
-        elif self.first is not before:
+        elif self.first is not before and self.first.waiter not in woken[-1:]:
             woken.append(self.first.waiter)
         return woken
 
-    def first_delay(self, now: float) -> float:
-        """Seconds until the first has its turn."""
-        assert self.first is not None  # noqa: S101 - it asks
-        return Plan(self.buckets, now).when(self.first.amounts, now) - now
+    def due(self, pending: Pending, now: float) -> bool:
+        """Whether a call that waits has to look who can be let in."""
+        return self.first is pending or now >= min(pending.turn + LATE, pending.deadline)
+
+    def sleep(self, pending: Pending, now: float) -> float:
+        """Seconds for which a call that waits may sleep, if nobody wakes it; 0 and less when its time is over."""
+        if self.first is pending:
+            at = self._first_turn(now)
+        elif pending.hurried or next(iter(self._homes[pending.home].pending)) is pending:
+            at = pending.turn + LATE
+            if at <= now:  # those before it are late: it looks after them
+                at = self._first_turn(now) + LATE
+        else:
+            return math.inf
+        return min(at, pending.deadline) - now
+
+    def _first_turn(self, now: float) -> float:
+        assert self.first is not None  # noqa: S101 - somebody waits
+        return Plan(self.buckets, now).when(self.first.amounts, now)
+
+    def _gone(self, gone: Iterable[Pending]) -> list[Waiter[Pending]]:
+        """Calls that wait no longer; returns those that are the first of their threads now, to set their timers."""
+        homes: dict[int, _Home] = {}
+        for pending in gone:
+            home = self._homes.get(pending.home)
+            if home is None or pending not in home.pending:
+                continue
+            if next(iter(home.pending)) is pending:
+                homes[pending.home] = home
+            del home.pending[pending]
+            if not home.pending:
+                del self._homes[pending.home]
+        return [next(iter(home.pending)).waiter for home in homes.values() if home.pending]
 
     def _take_pending(self, pending: Pending) -> bool:
         pending.parts, pending.taken = self.take(pending.amounts, self._now), self._now
@@ -206,10 +302,11 @@ class Lane:
         return self._sooner(now)
 
     def charge(self, parts: Sequence[list[Part]], amounts: Sequence[float], now: float) -> list[Waiter[Pending]]:
-        """Take `amounts` more, into debt if need be, and add them to `parts`."""
+        """Take `amounts` more, into debt if need be, and add them to `parts`: up to what `longest` seconds pay off."""
         for bucket, mine, amount in zip(self.buckets, parts, amounts, strict=True):
             if amount > 0:
-                mine.append(bucket.take(amount, now))
+                most = max(0.0, bucket.level(now) + bucket.rate * self._longest)
+                mine.append(bucket.take(min(amount, most), now))
         return self._later(now)
 
     def drain(self, seconds: float, now: float) -> list[Waiter[Pending]]:
@@ -251,23 +348,32 @@ class Lane:
                 pending.retry_after = at - now
                 late.append(pending.waiter)
             else:
+                pending.turn = at
                 plan.add(pending.amounts, at)
         for waiter in late:
             self._room.leave(waiter)
         self._plan = plan
-        return [*late, *self.advance(now)]
+        return [*late, *self._gone([waiter.ticket for waiter in late]), *self.advance(now)]
 
 
 class Lanes:
     """The lanes of a limiter, made when their key is first seen. Called under the limiter's lock."""
 
-    __slots__ = ("_adaptive", "_lanes", "_queue", "max_keys")
+    __slots__ = ("_adaptive", "_lanes", "_queue", "longest", "max_keys")
 
     #: How many of the longest unused lanes are looked at to find one that nobody would miss.
     LOOK = 32
 
-    def __init__(self, queue: int, adaptive: AdaptiveRate | None, max_keys: float = math.inf) -> None:
+    def __init__(
+        self,
+        queue: int,
+        adaptive: AdaptiveRate | None,
+        max_keys: float = math.inf,
+        *,
+        longest: float = MAX_RETRY_AFTER,
+    ) -> None:
         self.max_keys = max_keys
+        self.longest = longest
         self._adaptive = adaptive
         self._queue = queue
         self._lanes: dict[Hashable, Lane] = {}  # least recently used first
@@ -284,14 +390,17 @@ class Lanes:
         if lane is None:
             while len(self._lanes) >= self.max_keys and self._evict(now):
                 pass
-            lane = Lane(ident, rates, self._queue, self._adaptive, now)
+            lane = self._new(ident, rates, now)
         self._lanes[ident] = lane
         return lane
 
     def peek(self, ident: Hashable, rates: Rates, now: float) -> Lane:
         """The lane of `ident` to look at: if there is none, one as it would be, which is not kept."""
         lane = self._lanes.get(ident)
-        return Lane(ident, rates, self._queue, self._adaptive, now) if lane is None else lane
+        return self._new(ident, rates, now) if lane is None else lane
+
+    def _new(self, ident: Hashable, rates: Rates, now: float) -> Lane:
+        return Lane(ident, rates, self._queue, self._adaptive, now, self.longest)
 
     def _evict(self, now: float) -> bool:
         # Of the longest unused, one that is as good as new; else the longest unused of all. One in which calls wait is

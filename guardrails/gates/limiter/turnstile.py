@@ -47,6 +47,7 @@ class Turnstile:
         max_wait: float,
         queue: int,
         adaptive: AdaptiveRate | None,
+        max_retry_after: float,
         clock: Clock,
     ) -> None:
         self.name = name
@@ -57,7 +58,7 @@ class Turnstile:
         self._clock = clock
         self.now = clock.now
         self.lock = Exclusive()
-        self._lanes = Lanes(queue, adaptive, max_keys)
+        self._lanes = Lanes(queue, adaptive, max_keys, longest=max_retry_after)
         #: The only lane, if there is but one.
         self._lane = None if keyed or None not in tiers else self._lanes.of(ALONE, tiers[None], self.now())
 
@@ -163,30 +164,30 @@ class Turnstile:
     def _turn(self, lane: Lane, pending: Pending) -> float | None:
         # None: the wait is over. Else sleep for so long, or until woken if that is infinite.
         woken: Iterable[Any] = ()
-        delay: float | None = math.inf
+        delay: float | None = None
         with self.lock:
             if pending.parts is None and pending.retry_after is None:
                 pending.waiter.rearm()
-                if lane.first is pending:
-                    now = self.now()
+                now = self.now()
+                if lane.due(pending, now):
                     woken = lane.advance(now)
-                    delay = lane.first_delay(now) if lane.first is pending else None
-            else:
-                delay = None
+                if pending.parts is None:
+                    delay = lane.sleep(pending, now)
+                    if delay <= 0 and now >= pending.deadline:
+                        woken = [*woken, *lane.leave(pending, now)]
+                        pending.retry_after = max(0.0, lane.delay(pending.amounts, now))
+                        pending.expired = True
+                        delay = None
         wake(woken)
         return delay
 
     def _arrive(self, lane: Lane, pending: Pending, started: float) -> Reservation:
         if pending.retry_after is not None:
-            late = f"its turn would come later than in the {pending.patience:.3g} s that it may wait"
-            self._refuse(
-                RateLimited(
-                    self.name,
-                    reason="wait_timeout",
-                    retry_after=pending.retry_after,
-                    detail=f"the rate has fallen, and {late}",
-                )
-            )
+            may = f"the {pending.patience:.3g} s that it may wait"
+            detail = f"the rate has fallen, and its turn would come later than in {may}"
+            if pending.expired:
+                detail = f"it was not let in within {may}: those before it were let in late"
+            self._refuse(RateLimited(self.name, reason="wait_timeout", retry_after=pending.retry_after, detail=detail))
         waited = pending.taken - started
         if events.sinks:
             events.emit(events.CallAdmitted(self.name, waited))
