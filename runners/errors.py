@@ -9,9 +9,9 @@ A `RemoteError` counts as what the function raised: see `runners.worker.engines.
     ├── Rejected
     │   ├── QueueFull                as many requests wait already as the runner's queue holds
     │   ├── RunnerUnavailable        it failed and is probing for recovery; has a true `retry_after`
-    │   └── FleetFull                no room in its fleet's memory budget in time   (also MemoryRefused)
+    │   ├── FleetFull                no room in its fleet's memory budget in time   (also MemoryRefused)
+    │   └── RunnerClosed             it is draining, closed, or not started (also RunnerError, RuntimeError)
     └── RunnerError
-        ├── RunnerClosed             used before start or after close          (also RuntimeError)
         ├── WrongEventLoop *         used from another loop than it started in (also RuntimeError)
         ├── InvalidInput *           the request's data is not what the runner takes   (also ValueError)
         │   ├── InvalidType *        it, or an option of it, has the wrong type       (also TypeError)
@@ -52,8 +52,14 @@ class RunnerError(GuardrailError):
     """Base of the runners' own errors."""
 
 
-class RunnerClosed(RunnerError, RuntimeError):
-    """The runner is not running: it was not started yet, or was closed."""
+class RunnerClosed(RunnerError, Rejected, RuntimeError):
+    """The runner is not running. It is a refusal, so that no breaker opens while a program shuts down.
+
+    `reason` is ``draining``, ``closed``, ``not_started`` or ``started`` (a runner starts once); or ``interrupted``, for
+    a request that was accepted and that `close` cut off: only that one may have begun.
+    """
+
+    reason = "closed"
 
 
 class WrongEventLoop(RunnerError, CallerError, RuntimeError):

@@ -135,8 +135,9 @@ class Fleet(Mapping[str, R]):
             StartFailed: a runner can tell already that it will not load: there is no file at its path, for example.
         """
         if self._turns is not None:
-            msg = "a fleet starts once; make a new one, with new runners"
-            raise RunnerClosed(msg)
+            raise RunnerClosed(
+                "fleet", reason="started", detail="a fleet starts once; make a new one, with new runners"
+            )
         self._turns = asyncio.Lock()
         try:
             for runner in self._runners.values():

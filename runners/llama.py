@@ -168,7 +168,7 @@ class LlamaRunner(Runner):
         """
         for worker in self._supervisor.workers:
             return dict(worker.info)
-        raise RunnerClosed(f"{self.name}: no worker is up to ask")
+        raise RunnerClosed(self.name, reason="not_started", detail="no worker is up to ask")
 
     # Text
 

@@ -13,6 +13,11 @@
 While draining, new requests are refused with `RunnerClosed`; those that were accepted are answered. Then the block, if
 it has not ended by itself, gets half a second to pass the last answers on, and is cancelled; what comes after it runs
 as after any block. The program's exit status is its own to choose.
+
+A handler that was there before, such as that of uvicorn around a lifespan, is called too, at once: the server then
+stops taking connections while the runners drain. It is the server that ends the block, so the block has until the grace
+is over before it is cancelled. A handler that raises, as one that calls `sys.exit` does, has its exception raised at
+the end of the block.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import FrameType
 from typing import Any
 
@@ -63,8 +68,8 @@ class Stopping:
 async def drain_on_signals(*runners: Runner | Fleet[Any], grace: float | None = None) -> AsyncIterator[Stopping]:
     """SIGTERM, or Ctrl-C, drains the runners and then ends the block; Ctrl-C while they drain ends it at once.
 
-    The handlers that were there before are put back at the end. A callback that was given to `loop.add_signal_handler`
-    stays in force beside these.
+    The handlers that were there before are called too, and put back at the end. A callback that was given to
+    `loop.add_signal_handler` stays in force beside these.
 
     Args:
         runners: those to drain, at the same time; a `Fleet` stands for its runners.
@@ -95,6 +100,8 @@ async def drain_on_signals(*runners: Runner | Fleet[Any], grace: float | None = 
     for number in (signal.SIGTERM, signal.SIGINT):
         # None: it was set by something that is not Python, and cannot be put back.
         before[number] = signal.getsignal(number) or signal.SIG_DFL
+        if _is_the_programs(before[number]):
+            ending.earlier[number] = before[number]
         signal.signal(number, ending.on_signal)
     try:
         yield ending.stopping
@@ -109,6 +116,18 @@ async def drain_on_signals(*runners: Runner | Fleet[Any], grace: float | None = 
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+    if ending.raised is not None:
+        raise ending.raised
+
+
+def _is_the_programs(handler: Any) -> bool:
+    """Whether it is a handler that a program or a server has installed, and not the default or that of `asyncio.run`,
+    which cancels the main task.
+    """
+    if not callable(handler) or handler in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN):
+        return False
+    owner = getattr(getattr(handler, "func", handler), "__self__", None)
+    return not isinstance(owner, asyncio.Runner)
 
 
 class _Ending:
@@ -123,10 +142,18 @@ class _Ending:
         self._tasks: list[asyncio.Task[None]] = []
         self._cancelled = False
         self._ended = asyncio.Event()
+        self.earlier: dict[int, Callable[[int, FrameType | None], object]] = {}
+        self.raised: BaseException | None = None
 
-    def on_signal(self, number: int, _: FrameType | None) -> None:
-        """The handler proper: it may come between any two instructions, so it only tells the event loop."""
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The handler proper: it may come between any two instructions, so it only notifies the event loop."""
         self._loop.call_soon_threadsafe(self._signalled, signal.Signals(number))
+        earlier = self.earlier.get(number)
+        if earlier is not None:
+            try:
+                earlier(number, frame)
+            except BaseException as error:  # it wants the program to end: so it does, after the drain
+                self.raised = error
 
     def _signalled(self, number: signal.Signals) -> None:
         if not self.stopping.is_set():
@@ -138,9 +165,14 @@ class _Ending:
             self._tasks.append(self._loop.create_task(self._stop()))
 
     async def _drain(self) -> None:
+        signalled = self._loop.time()
+        grace = max((runner.grace if self._grace is None else self._grace for runner in self._runners), default=0.0)
         await self._close(self._grace)
+        wait = _TO_PASS_ON
+        if self.stopping.signal in self.earlier and self.raised is None:  # its owner ends the block
+            wait = max(wait, signalled + grace - self._loop.time())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_TO_PASS_ON):
+            async with asyncio.timeout(wait):
                 await self._ended.wait()
         self._cancel()
 

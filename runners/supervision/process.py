@@ -24,7 +24,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -145,15 +145,16 @@ class WorkerProcess:
         granted = grant(self.spec, _cores)
         self._own_cores = granted.cpus if self.spec.resources.cpus == "shared" else ()
         command += ["--resources", msgspec.json.encode(granted).decode()]
-        self._popen = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(self.spec),
-            pass_fds=(theirs.fileno(), self.board.fd),
-            start_new_session=True,
-        )
+        with _signals_held_back():
+            self._popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment(self.spec),
+                pass_fds=(theirs.fileno(), self.board.fd),
+                start_new_session=True,
+            )
         self.pid = self._popen.pid
         self._oom = OomWatch(self.pid, _oom_kills_explained)
         self._next_look = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
@@ -290,6 +291,16 @@ class WorkerProcess:
         if self.board is not None:
             self.board.close()
             self.board = None
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """What is started here has SIGTERM and SIGINT blocked until it has its own handlers; see `runners.worker.main`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Connection(asyncio.Protocol):

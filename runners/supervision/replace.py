@@ -88,7 +88,7 @@ class Replacer:
     def stop(self) -> None:
         """The runner is closed: tell those who wait for `recycle`."""
         name = self._supervisor.spec.name
-        self._recycled(RunnerClosed(f"{name}: the runner was closed before all workers were replaced"))
+        self._recycled(RunnerClosed(name, detail="the runner was closed before all workers were replaced"))
 
     def _recycled(self, error: Exception | None) -> None:
         done, self._recycling = self._recycling, None

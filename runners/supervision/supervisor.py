@@ -127,7 +127,8 @@ class Supervisor:
             StartFailed: a worker could not be brought up; the subclass says why.
         """
         if self.state != "new":
-            raise RunnerClosed(f"{self.spec.name}: a runner starts once; it is {self.state}. Make a new one")
+            detail = f"a runner starts once; it is {self.state}. Make a new one"
+            raise RunnerClosed(self.spec.name, reason="started", detail=detail)
         self._loop = asyncio.get_running_loop()
         self.dispatcher.begin(self._loop)
         if self.pool.lazy:
@@ -151,7 +152,7 @@ class Supervisor:
 
     def _check_started(self, results: Sequence[BaseException | None]) -> None:
         if self.closing:
-            raise RunnerClosed(f"{self.spec.name}: the runner was closed while it was starting")
+            raise RunnerClosed(self.spec.name, detail="the runner was closed while it was starting")
         for failure in results:
             if failure is not None:
                 raise failure
@@ -257,10 +258,13 @@ class Supervisor:
         if self.state == "ready" and asyncio.get_running_loop() is self._loop:
             return self._loop  # nearly always
         if self.state == "new":
-            msg = f"{self.spec.name}: the runner is not started; use 'async with runner:' or await runner.start()"
-            raise RunnerClosed(msg)
+            detail = "the runner is not started; use 'async with runner:' or await runner.start()"
+            raise RunnerClosed(self.spec.name, reason="not_started", detail=detail)
+        if self.state == "draining":
+            detail = "the runner is closed to new requests, and answers what it has accepted"
+            raise RunnerClosed(self.spec.name, reason="draining", detail=detail)
         if self.closing:
-            raise RunnerClosed(f"{self.spec.name}: the runner is closed; make a new one")
+            raise RunnerClosed(self.spec.name, detail="the runner is closed; make a new one")
         if asyncio.get_running_loop() is not self._loop:
             raise self._wrong_loop("start one runner in each loop")
         if self.state in ("failed", "idle") and not self._may_load():
@@ -280,7 +284,8 @@ class Supervisor:
         self.dispatcher.answered(request, message, payload)
 
     def _closed(self) -> RunnerClosed:
-        return RunnerClosed(f"{self.spec.name}: the runner was closed before this request was answered")
+        detail = "the runner was closed before this request was answered"
+        return RunnerClosed(self.spec.name, reason="interrupted", detail=detail)
 
     def _unavailable(self) -> RunnerUnavailable:
         wait = max(0.0, self.pool.retry_at - self._loop.time())

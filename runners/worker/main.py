@@ -5,8 +5,8 @@ No orphans. A worker ends when (1) the socket to the parent reports end-of-file,
 ends. The kernel counts the thread that started the worker as the parent, which is the event loop's. On other systems
 only (1) holds.
 
-It has a session and process group of its own, so a Ctrl-C in the parent's terminal does not reach it: the parent
-decides.
+It has a session and process group of its own, so a Ctrl-C in the parent's terminal does not reach it, and takes no
+notice of SIGTERM and SIGINT, which a service manager sends to all processes of a service: the parent decides.
 Nothing here writes to standard output: that, and standard error, belong to the user's code and are captured by the
     parent.
 """
@@ -20,6 +20,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from typing import NoReturn
 
 from runners.protocol.board import Board
@@ -33,6 +34,7 @@ from runners.worker.resources import apply
 from runners.worker.serve import serve
 
 _PR_SET_PDEATHSIG = 1
+_FOR_THE_PARENT = (signal.SIGTERM, signal.SIGINT)
 #: Exit status of a worker that said `LoadFailed`.
 LOAD_FAILED = 3
 
@@ -45,7 +47,7 @@ def main() -> None:
     _die_with(int(arguments["--parent"]))
     apply(arguments["--resources"])
     faulthandler.enable()  # a segmentation fault then leaves the Python stack in the last lines of standard error
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _leave_signals_to_the_parent()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
             line_buffering=True
@@ -102,6 +104,35 @@ def _refuse(channel: Channel, message: LoadFailed) -> NoReturn:
     channel.send(message)
     sys.stderr.flush()
     os._exit(LOAD_FAILED)
+
+
+def _leave_signals_to_the_parent() -> None:
+    """A service manager, or a terminal, sends SIGTERM and SIGINT to all processes; the parent decides when workers end.
+
+    It is a handler: programs that the worker starts would inherit an ignored signal, and could not be ended by it.
+    """
+    for number in _FOR_THE_PARENT:
+        signal.signal(number, _nothing)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_PARENT)  # the parent blocks them until here
+    # A fork has the handler too, and gets the default back before it can take a signal.
+    forking = threading.local()
+
+    def before() -> None:
+        forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_PARENT)
+
+    def in_parent() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, forking.mask)
+
+    def in_child() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        in_parent()
+
+    os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 def _die_with(parent: int) -> None:
