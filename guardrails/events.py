@@ -27,6 +27,7 @@ from guardrails.core.events import (
 )
 
 if TYPE_CHECKING:
+    from guardrails.gates.breaker.events import BreakerStorageFailed, BreakerStorageRecovered
     from guardrails.gates.connection import ConnectionEnded, ConnectionOpened
     from guardrails.gates.limiter.signals import Drained, RateChanged
     from guardrails.memory.signals import AlertCleared, AlertRaised, MemorySampled
@@ -50,6 +51,8 @@ __all__ = [
     "AlertCleared",
     "AlertRaised",
     "BreakerChanged",
+    "BreakerStorageFailed",
+    "BreakerStorageRecovered",
     "CacheEvicted",
     "CacheHit",
     "CacheJoined",
@@ -86,6 +89,8 @@ __all__ = [
 _HOMES = {
     "AlertCleared": "memory.signals",
     "AlertRaised": "memory.signals",
+    "BreakerStorageFailed": "gates.breaker.events",
+    "BreakerStorageRecovered": "gates.breaker.events",
     "CacheEvicted": "strategies.cache.signals",
     "CacheHit": "strategies.cache.signals",
     "CacheJoined": "strategies.cache.signals",

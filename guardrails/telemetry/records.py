@@ -300,6 +300,15 @@ _is(
     most="warning",
 )
 
+_breaker = "gates.breaker.events"
+_is(
+    f"{_breaker}:BreakerStorageFailed",
+    "breaker.storage_failed",
+    lambda e: f"the state storage cannot be reached ({e.error}): the breaker decides alone",
+    "warning",
+)
+_is(f"{_breaker}:BreakerStorageRecovered", "breaker.storage_recovered", lambda _: "the state storage answers", "info")
+
 _cache = "strategies.cache.signals"
 _is(f"{_cache}:CacheHit", "cache.hit", lambda _: "answered from the cache")
 _is(f"{_cache}:CacheMiss", "cache.miss", lambda _: "not in the cache")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _CALLS = "guardrails.core.events"
 _LIMITER = "guardrails.gates.limiter.signals"
 _CONNECTION = "guardrails.gates.connection"
+_BREAKER = "guardrails.gates.breaker.events"
 _CACHE = "guardrails.strategies.cache.signals"
 _RETRY = "guardrails.strategies.retry.strategy"
 _HEDGE = "guardrails.strategies.hedge"
@@ -138,6 +139,16 @@ TABLE: tuple[Instrument, ...] = (
         "Changes of a circuit's state, by the new one.",
         "guard state",
         {f"{_CALLS}:BreakerChanged": lambda e: ((e.source, e.new), 1)},
+    ),
+    gauge(
+        "guardrails.breaker.storage.up",
+        "",
+        "0 while a breaker's state storage cannot be reached, 1 when it answers again.",
+        "guard",
+        {
+            f"{_BREAKER}:BreakerStorageFailed": lambda e: [((e.source,), 0)],
+            f"{_BREAKER}:BreakerStorageRecovered": lambda e: [((e.source,), 1)],
+        },
     ),
     # Limits
     counter(

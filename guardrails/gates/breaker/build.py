@@ -32,7 +32,7 @@ def breaker(
     success_threshold: int = 1,
     exclude: Iterable[Exclusion] = (),
     listeners: Sequence[pybreaker.CircuitBreakerListener] = (),
-    state_storage: pybreaker.CircuitBreakerStorage | None = None,
+    state_storage: pybreaker.CircuitBreakerStorage | Callable[[], pybreaker.CircuitBreakerStorage] | None = None,
     storage_refresh: float = 1,
     throw_new_error_on_trip: bool | None = None,
     failure_rate: float | None = None,
@@ -59,7 +59,7 @@ def breaker(
     success_threshold: int = 1,
     exclude: Iterable[Exclusion] = (),
     listeners: Sequence[pybreaker.CircuitBreakerListener] = (),
-    state_storage: pybreaker.CircuitBreakerStorage | None = None,
+    state_storage: pybreaker.CircuitBreakerStorage | Callable[[], pybreaker.CircuitBreakerStorage] | None = None,
     storage_refresh: float = 1,
     throw_new_error_on_trip: bool | None = None,
     failure_rate: float | None = None,
@@ -90,7 +90,9 @@ def breaker(
         state_storage: a pybreaker storage that several breakers share: state, and the failures in a row. Only
             `CircuitMemoryStorage` is used at once; any other is read and written by a thread beside the calls, and what
             other processes did is seen up to `storage_refresh` seconds late. Half-open lets `probes` calls of *each*
-            process through.
+            process through. Or a function that makes one, for a storage that cannot be made while its server is down
+            (`CircuitRedisStorage` asks its server at once): it is called in that thread, again until it succeeds. A
+            storage out of reach delays no call and no construction by more than a second: the breaker goes on alone.
         storage_refresh: see there; seconds.
         throw_new_error_on_trip: whether the call whose failure opens the circuit raises `CircuitOpen`
             (``reason="tripped"``, the call's error as its `__cause__`) and not the call's own error. pybreaker's
@@ -150,7 +152,7 @@ def breaker(
     if probes < success_threshold:
         msg = f"probes={probes} could never close the circuit: success_threshold asks for {success_threshold} successes"
         raise ValueError(msg)
-    shared = None if state_storage is None else SharedState(state_storage, storage_refresh)
+    shared = None if state_storage is None else SharedState(state_storage, storage_refresh, name or "breaker")
     return Breaker(
         name=name or "breaker",
         rule=_rule(fail_max, failure_rate, slow_rate, min_calls, window, window_seconds, shared),

@@ -216,6 +216,7 @@ async def test_a_real_workload_is_read_by_prometheus_and_opentelemetry_alike(unt
     assert left <= {
         "guardrails_memory_budget_bytes",  # seen above; the last sample has no worker any more
         *("guardrails_admit_level", "guardrails_alerts", "guardrails_alert_active"),
+        "guardrails_breaker_storage_up",
         *("guardrails_cache_evictions", "guardrails_cache_too_large", "guardrails_cache_store_up"),
         *("guardrails_hedge_wins", "guardrails_memory_trims", "guardrails_memory_pss_bytes"),
         *("runners_budget_time_left_seconds", "runners_requests_redelivered", "runners_scalings", "runners_tokens"),
