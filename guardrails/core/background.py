@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 from collections.abc import Awaitable, Callable
@@ -12,8 +13,8 @@ from guardrails.core.waiting import enter_loop
 
 _log = logging.getLogger("guardrails")
 
-# asyncio holds its tasks weakly.
-_alive: set[asyncio.Task[Any]] = set()
+#: asyncio holds its tasks weakly. By loop, so that those of a loop that was closed under them can be let go.
+_alive: dict[asyncio.AbstractEventLoop, set[asyncio.Task[Any]]] = {}
 
 
 class Home:
@@ -36,23 +37,50 @@ class Home:
         """Run `action` on the loop's thread: at once if this is it. A loop that is closed runs nothing any more."""
         enter_loop(self._thread, action, self._door)
 
-    def start(self, work: Callable[[], Awaitable[object]]) -> Callable[[], None]:
-        """Start `work` as a task; call it on the loop's thread. Returns what ends it. What it raises is logged."""
+    def start(
+        self, work: Callable[[], Awaitable[object]], ended: Callable[[], object] | None = None
+    ) -> Callable[[], None]:
+        """Start `work` as a task with the caller's context variables; call it on the loop's thread.
+
+        It ends with the loop, and is no part of the caller's cancel scopes. `ended` is called when it is over, also if
+        it was cancelled before its first step. Returns what ends it. What it raises is logged.
+        """
         if self._loop is not None:
             task = self._loop.create_task(_logged(work))
-            _alive.add(task)
-            task.add_done_callback(_alive.discard)
+            _keep(self._loop, task)
+            if ended is not None:
+                task.add_done_callback(lambda _: void(ended()))
             return lambda: None if task.done() else void(task.cancel())
         import trio  # noqa: PLC0415
 
         scope = trio.CancelScope()
 
         async def run() -> None:
-            with scope:
-                await _logged(work)
+            try:
+                with scope:
+                    await _logged(work)
+            finally:
+                if ended is not None:
+                    ended()
 
-        trio.lowlevel.spawn_system_task(run)
+        trio.lowlevel.spawn_system_task(run, context=contextvars.copy_context())
         return scope.cancel
+
+
+def _keep(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    tasks = _alive.get(loop)
+    if tasks is None:
+        for closed in [other for other in tuple(_alive) if other.is_closed()]:
+            _alive.pop(closed, None)
+        tasks = _alive[loop] = set()
+    tasks.add(task)
+
+    def over(task: asyncio.Task[Any]) -> None:
+        tasks.discard(task)
+        if not tasks:
+            _alive.pop(loop, None)
+
+    task.add_done_callback(over)
 
 
 async def _logged(work: Callable[[], Awaitable[object]]) -> None:

@@ -314,6 +314,14 @@ _is(f"{_cache}:CacheHit", "cache.hit", lambda _: "answered from the cache")
 _is(f"{_cache}:CacheMiss", "cache.miss", lambda _: "not in the cache")
 _is(f"{_cache}:CacheJoined", "cache.joined", lambda _: "joined the same call in flight")
 _is(f"{_cache}:CacheServedStale", "cache.served_stale", lambda e: f"answered with {e.age:.3g} s of age: {e.reason}")
+_is(f"{_cache}:CacheServedError", "cache.served_error", lambda e: f"answered with a remembered error: {e.error}")
+_is(f"{_cache}:CacheRefreshed", "cache.refreshed", lambda e: f"a stale answer was replaced in {e.seconds:.3g} s")
+_is(
+    f"{_cache}:CacheRefreshFailed",
+    "cache.refresh_failed",
+    lambda e: f"a stale answer was not replaced: {e.error}",
+    "warning",
+)
 _is(f"{_cache}:CacheEvicted", "cache.evicted", lambda e: f"{e.entries} entries made room")
 _is(f"{_cache}:CacheTooLarge", "cache.too_large", lambda e: f"a result of {e.size:,} bytes is not kept")
 _is(

@@ -229,13 +229,24 @@ TABLE: tuple[Instrument, ...] = (
     counter(
         "guardrails.cache.lookups",
         "{call}",
-        "Calls to a cache, by where their answer came from: hit, hit_shared, miss, joined, stale.",
+        "Calls to a cache, by where their answer came from: hit, hit_shared, miss, joined, stale, error.",
         "guard result",
         {
             f"{_CACHE}:CacheHit": lambda e: ((e.source, "hit_shared" if e.shared else "hit"), 1),
             f"{_CACHE}:CacheMiss": lambda e: ((e.source, "miss"), 1),
             f"{_CACHE}:CacheJoined": lambda e: ((e.source, "joined"), 1),
             f"{_CACHE}:CacheServedStale": lambda e: ((e.source, "stale"), 1),
+            f"{_CACHE}:CacheServedError": lambda e: ((e.source, "error"), 1),
+        },
+    ),
+    counter(
+        "guardrails.cache.refreshes",
+        "{call}",
+        "Stale entries of a cache that were to be replaced, by what came of it: success, failure.",
+        "guard result",
+        {
+            f"{_CACHE}:CacheRefreshed": lambda e: ((e.source, "success"), 1),
+            f"{_CACHE}:CacheRefreshFailed": lambda e: ((e.source, "failure"), 1),
         },
     ),
     counter(

@@ -7,6 +7,7 @@ import gc
 import random
 import sys
 import threading
+import time
 import traceback
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -17,70 +18,22 @@ import anyio.from_thread
 import anyio.to_thread
 import pytest
 
-from guardrails import guard
+from guardrails import deadline_in, guard
+from guardrails.core.events import CallRejected
 from guardrails.core.waiting import ThreadWaiter
+from guardrails.errors import WaitTimeout
 from guardrails.strategies.cache import cache
 from guardrails.strategies.cache.flight import Flights, Landing, Leading, _led
 from guardrails.strategies.cache.signals import CacheHit, CacheJoined, CacheMiss, CacheServedStale
+from tests.guardrails.cached_calls import Caller, Gated, callers
 from tests.guardrails.heard import decisions
 
 pytestmark = pytest.mark.anyio
 
 
-class Gated:
-    """A function whose calls end when the test says so."""
-
-    def __init__(self):
-        self.calls = []
-
-    async def work(self, *args):
-        call = SimpleNamespace(args=args, event=anyio.Event(), answer=None, cancelled=False)
-        self.calls.append(call)
-        try:
-            await call.event.wait()
-        except BaseException:
-            call.cancelled = True
-            raise
-        if isinstance(call.answer, BaseException):
-            raise call.answer
-        return call.answer
-
-    def answer(self, number, answer):
-        self.calls[number - 1].answer = answer
-        self.calls[number - 1].event.set()
-
-    @property
-    def made(self):
-        return len(self.calls)
-
-
-class Caller:
-    """A call in a task of its own, that can be cancelled by itself."""
-
-    def __init__(self):
-        self.scope = anyio.CancelScope()
-        self.result = self.error = None
-        self.done = False
-
-    async def of(self, work, *args):
-        with self.scope:
-            try:
-                self.result = await work(*args)
-            except Exception as error:
-                self.error = error
-        self.done = True
-
-
 @pytest.fixture
 def gated():
     return Gated()
-
-
-def callers(group, work, number, *args):
-    found = [Caller() for _ in range(number)]
-    for caller in found:
-        group.start_soon(caller.of, work, *args)
-    return found
 
 
 async def one_by_one(group, idle, work, number):
@@ -390,56 +343,128 @@ async def test_forgetting_does_not_strand_a_flight_that_is_handed_over(clock, id
     assert layer.snapshot().entries == 0
 
 
-# Stale while revalidating
+# Deadlines of those who wait
 
 
-async def test_others_get_the_stale_answer_while_the_first_fetches_a_new_one(clock, idle, gated):
-    layer = cache(ttl=10, stale_while_revalidate=30, name="answers", clock=clock)
-    work = layer(gated.work)
-    async with anyio.create_task_group() as group:
-        callers(group, work, 1)
-        await idle()
-        gated.answer(1, "old")
-        await idle()
-        clock.advance(39)
-        (first,) = callers(group, work, 1)
-        await idle()
-        with decisions() as seen:
-            assert [await work(), await work()] == ["old", "old"]
-        assert seen == [CacheServedStale("answers", 39, "revalidating")] * 2
-        assert not first.done
-        gated.answer(2, "new")
-        await idle()
-        assert first.result == "new"
-        assert await work() == "new"
-        clock.advance(40)  # too old for that: they wait
-        found = callers(group, work, 2)
-        await idle()
-        assert not any(caller.done for caller in found)
-        gated.answer(3, "newest")
-    assert [caller.result for caller in found] == ["newest"] * 2
-    assert gated.made == 3
-    assert layer.snapshot().stale == 2
+def in_thread(work, seconds, clock, got):
+    def call():
+        with deadline_in(seconds, clock=clock):
+            try:
+                got.append(work())
+            except Exception as error:
+                got.append(error.with_traceback(None))
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    return thread
 
 
-async def test_if_the_fetch_fails_the_next_caller_fetches(clock, idle, gated):
-    work = cache(ttl=10, stale_while_revalidate=30, clock=clock)(gated.work)
-    async with anyio.create_task_group() as group:
-        callers(group, work, 1)
-        await idle()
-        gated.answer(1, "old")
-        await idle()
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_thread_that_waits_leaves_at_its_deadline(clock, stale):
+    layer = cache(ttl=10, stale_if_error=100 if stale else None, name="answers", clock=clock)
+    entered, go, first, got = threading.Event(), threading.Event(), [], []
+    results = ["old"] if stale else []
+
+    @layer
+    def work():
+        if results:
+            return results.pop()
+        entered.set()
+        assert go.wait(30)
+        return "new"
+
+    if stale:
+        work()
         clock.advance(11)
-        (first,) = callers(group, work, 1)
+    leader = in_thread(work, 1000, clock, first)
+    try:
+        assert entered.wait(30)
+        with decisions() as seen:
+            follower = in_thread(work, 5, clock, got)
+            while clock.due is None and follower.is_alive():
+                time.sleep(0.001)
+            clock.advance(5)
+            follower.join(30)
+            assert not follower.is_alive()
+        if stale:
+            assert got == ["old"]
+            assert seen == [CacheJoined("answers"), CacheServedStale("answers", 16, "error")]
+        else:
+            assert (type(got[0]), got[0].guard, got[0].reason) == (WaitTimeout, "answers", "wait_timeout")
+            assert seen == [CacheJoined("answers"), CallRejected("answers", "wait_timeout", None)]
+        assert layer.snapshot().in_flight == 1
+    finally:
+        go.set()
+        leader.join(30)
+    assert first == ["new"]
+    assert work() == "new"
+
+
+def test_a_thread_without_time_left_does_not_wait_at_all(clock):
+    layer = cache(ttl=10, clock=clock)
+    entered, go, first, got = threading.Event(), threading.Event(), [], []
+
+    @layer
+    def work():
+        entered.set()
+        assert go.wait(30)
+        return "new"
+
+    leader = in_thread(work, 1000, clock, first)
+    try:
+        assert entered.wait(30)
+        in_thread(work, 0, clock, got).join(30)
+        assert [type(each) for each in got] == [WaitTimeout]
+    finally:
+        go.set()
+        leader.join(30)
+
+
+async def test_a_task_that_waits_leaves_at_its_deadline(clock, idle, gated):
+    layer = cache(ttl=10, name="answers", clock=clock)
+    work = layer(gated.work)
+
+    async def hurried():
+        with deadline_in(5, clock=clock):
+            return await work()
+
+    async with anyio.create_task_group() as group:
+        leader, patient = await one_by_one(group, idle, work, 2)
+        (follower,) = callers(group, hurried, 1)
         await idle()
-        gated.answer(2, ValueError())
+        clock.advance(4.9)
         await idle()
-        assert isinstance(first.error, ValueError)
-        (second,) = callers(group, work, 1)
+        assert not follower.done
+        clock.advance(0.1)
         await idle()
-        assert await work() == "old"
-        gated.answer(3, "new")
-    assert second.result == "new"
+        assert isinstance(follower.error, WaitTimeout)
+        gated.answer(1, "new")
+    assert (leader.result, patient.result, gated.made) == ("new", "new", 1)
+
+
+async def test_one_whose_deadline_comes_as_the_flight_is_handed_to_it_leads_it(clock, idle, gated):
+    layer = cache(ttl=10, clock=clock)
+    work = layer(gated.work)
+
+    async def hurried():
+        with deadline_in(5, clock=clock):
+            return await work()
+
+    async with anyio.create_task_group() as group:
+        leader = Caller()
+        group.start_soon(leader.of, work)
+        await idle()
+        (follower,) = callers(group, hurried, 1)
+        await idle()
+        leader.scope.cancel()
+        clock.advance(5)
+        await idle()
+        if follower.done:
+            assert isinstance(follower.error, WaitTimeout)
+        else:
+            assert gated.made == 2
+            gated.answer(2, "new")
+    assert layer.snapshot().in_flight == 0
 
 
 # Calls within calls

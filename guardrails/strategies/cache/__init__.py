@@ -3,31 +3,37 @@
 ::
 
     age of the entry   0 ───── ttl ─────────────┬──────────────────────────▶
-                       │ fresh │ stale: served while another caller fetches │ of no more use
-                       │       │ anew, or when the call fails               │
+                       │ fresh │ stale: served while a task fetches a new   │ of no more use
+                       │       │ one, or when the call fails                │
 
-Calls that are the same and come at the same time are made once. The two kinds of stale answers are those of RFC 5861,
-without background work: the first caller who finds a stale entry fetches a new one.
+Calls that are the same and come at the same time are made once. The two kinds of stale answers are those of RFC 5861.
+A stale entry of an async function is refreshed by a task of its own, one a key; that of a sync function by the first
+call that finds it, which waits for the new one.
 
-The rooms: `strategy` drives calls, `answers` is what sync and async ones have in common, `flight` makes calls that are
-the same once, `key` tells which are, `lru` is the memory, `store` what may stand behind it, `signals` the events.
+The modules: `build` checks the arguments, `strategy` drives calls, `answers` is what sync and async ones have in
+common, `flight` makes calls that are the same once, `key` tells which are, `receiver` adds the instance of a method,
+`lru` is the memory, `remembered` the errors in it, `store` what may stand behind it, `signals` the events.
 
 Threads: a hit takes no lock; all else is under `flight.lock`, never across an await or a call.
 """
 
 from guardrails.strategies.cache.answers import CacheSnapshot
+from guardrails.strategies.cache.build import cache
 from guardrails.strategies.cache.signals import (
     CacheEvicted,
     CacheHit,
     CacheJoined,
     CacheMiss,
+    CacheRefreshed,
+    CacheRefreshFailed,
+    CacheServedError,
     CacheServedStale,
     CacheStoreFailed,
     CacheStoreRecovered,
     CacheTooLarge,
 )
 from guardrails.strategies.cache.store import CacheStore
-from guardrails.strategies.cache.strategy import Cache, cache
+from guardrails.strategies.cache.strategy import Cache
 
 __all__ = [
     "Cache",
@@ -35,6 +41,9 @@ __all__ = [
     "CacheHit",
     "CacheJoined",
     "CacheMiss",
+    "CacheRefreshFailed",
+    "CacheRefreshed",
+    "CacheServedError",
     "CacheServedStale",
     "CacheSnapshot",
     "CacheStore",

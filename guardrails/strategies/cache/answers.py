@@ -14,6 +14,7 @@ from typing import Any
 
 from guardrails.core import events
 from guardrails.core.clock import Clock
+from guardrails.core.errors import WaitTimeout
 from guardrails.core.guard import DrivenCall
 from guardrails.core.outcome import Outcome, refusal_of
 from guardrails.core.waiting import TaskWaiter, ThreadWaiter, on_event_loop
@@ -21,16 +22,22 @@ from guardrails.strategies.backoff import seconds
 from guardrails.strategies.cache.flight import Flight, Flights, Following, Landing, lock
 from guardrails.strategies.cache.key import key_size
 from guardrails.strategies.cache.lru import BytesLru, Entry, size_of
+from guardrails.strategies.cache.remembered import bare_copy, to_remember
 from guardrails.strategies.cache.signals import (
     CacheEvicted,
     CacheHit,
     CacheJoined,
     CacheMiss,
+    CacheRefreshed,
+    CacheRefreshFailed,
+    CacheServedError,
     CacheServedStale,
     CacheTooLarge,
 )
 
 Key = tuple[Any, ...]
+#: Before a key: the entry is the error that is remembered for it.
+_ERROR = object()
 _log = logging.getLogger("guardrails")
 
 #: What makes its own call though the same one is in flight, since it must not or cannot wait.
@@ -51,6 +58,8 @@ class CacheSnapshot:
         entries: how many there are, those included that are no longer of use but not yet found to be.
         bytes: that the entries hold, as far as can be told.
         in_flight: calls that others may join.
+        errors: calls answered by an error that is remembered.
+        refreshes: calls that were made to replace a stale entry; those in the background are no misses.
     """
 
     hits: int
@@ -62,6 +71,8 @@ class CacheSnapshot:
     entries: int
     bytes: int
     in_flight: int
+    errors: int = 0
+    refreshes: int = 0
 
 
 class Answers:
@@ -70,7 +81,8 @@ class Answers:
     Args:
         ttl, max_bytes, copy, name, clock: as for `cache(...)`.
         if_error: seconds after `ttl` in which an entry stands in for a call that fails; 0.0 for never.
-        while_revalidate: seconds after `ttl` in which it is given while somebody fetches a new one; 0.0 for never.
+        while_revalidate: seconds after `ttl` in which it is given while a new one is fetched; 0.0 for never.
+        errors: says which errors are remembered, for `error_ttl` seconds; None: none.
     """
 
     def __init__(
@@ -80,6 +92,8 @@ class Answers:
         max_bytes: int,
         if_error: float,
         while_revalidate: float,
+        errors: Callable[[Exception], object] | None,
+        error_ttl: float,
         copy: Callable[[Any], Any] | None,
         name: str,
         clock: Clock,
@@ -90,13 +104,15 @@ class Answers:
         self.while_revalidate = while_revalidate
         self.lru = BytesLru(max_bytes)
         self.entries = self.lru.entries
+        self._errors = errors
+        self._error_ttl = error_ttl
         self._copy = copy
         self._now = clock.now
         self._flights = Flights()
         # `next` of a count is one step that no other thread interrupts, and the cheapest counter there is.
         self.count_hit = itertools.count().__next__
         self._looks = 0
-        self._shared_hits = self._misses = self._joined = self._stale = 0
+        self._shared_hits = self._misses = self._joined = self._stale = self._errors_served = self._refreshes = 0
 
     def snapshot(self) -> CacheSnapshot:
         """The counts."""
@@ -113,13 +129,15 @@ class Answers:
                 entries=len(self.entries),
                 bytes=self.lru.used,
                 in_flight=len(self._flights),
+                errors=self._errors_served,
+                refreshes=self._refreshes,
             )
 
     def forget(self, key: Key) -> None:
         """Drop an entry. A call in flight goes on, but is not kept, and nobody joins it any more."""
         with lock:
             self._flights.forget(key)
-            gone = self.lru.pop(key)
+            gone = self.lru.pop(key), self.lru.pop((_ERROR, key))
         del gone  # outside the lock: a value may have a finaliser
 
     def clear(self) -> None:
@@ -138,7 +156,10 @@ class Answers:
     def arrive(
         self, key: Key, home: object, waiter: type[TaskWaiter[Any] | ThreadWaiter[Any]]
     ) -> Flight | Following | Landing:
-        """What a call does that found nothing fresh: lead a flight, follow one, take what there is, or go alone."""
+        """What a call does that found nothing fresh: lead a flight, follow one, take what there is, or go alone.
+
+        A landing with an error is one that is remembered: see `recall`. One with `refresh` leaves that to the caller.
+        """
         may_wait = home is not None or not on_event_loop()  # a thread that runs a loop would stop it
         now = self._now()
         coming: Flight | Following | Landing
@@ -150,10 +171,15 @@ class Answers:
                 coming = Landing(entry.value)
                 self.count_hit()
                 event = CacheHit
+            elif entry is not None and now < entry.fresh_until + self.while_revalidate:
+                stale = Landing(entry.value, stale="revalidating", stored=entry.stored)
+                if flight is None and not self._flights.refreshing(key) and self._remembered(key, now) is None:
+                    stale.refresh = self._flights.start(key, home, refresh=True)
+                return stale
+            elif (error := self._remembered(key, now)) is not None:
+                return Landing(error=error)
             elif flight is None:
                 return self._flights.start(key, home)
-            elif entry is not None and now < entry.fresh_until + self.while_revalidate:
-                return Landing(entry.value, stale="revalidating", stored=entry.stored)
             elif not may_wait or flight.would_wait_for_itself():
                 return ALONE
             else:
@@ -164,29 +190,85 @@ class Answers:
             events.emit(event(self.name))
         return coming
 
+    def _remembered(self, key: Key, now: float) -> Exception | None:
+        """The error that is remembered for `key`. Under `lock`."""
+        if self._errors is None:
+            return None
+        entry = self.lru.find((_ERROR, key), now)
+        return None if entry is None else entry.value
+
+    def recall(self, call: DrivenCall, key: Key, landing: Landing) -> Landing:
+        """What a caller gets of an error that is remembered: a copy, or a stale entry in its place."""
+        assert landing.error is not None  # noqa: S101 - `arrive` gave it
+        error = bare_copy(landing.error)
+        assert error is not None  # noqa: S101 - it was copied once already
+        stale = self.instead_of(call.judge(error), key)
+        if stale is not None:
+            return stale
+        with lock:
+            self._errors_served += 1
+        if events.sinks:
+            events.emit(CacheServedError(self.name, type(error).__name__))
+        return Landing(error=error)
+
+    def gone(self, call: DrivenCall, key: Key) -> Landing:
+        """What a follower gets whose deadline came before the flight ended."""
+        detail = "the same call, in flight, did not end before the deadline"
+        error = WaitTimeout(self.name, detail=detail)
+        stale = self.instead_of(call.judge(error), key)
+        if stale is not None:
+            return stale
+        if events.sinks:
+            events.emit(events.CallRejected(self.name, error.reason, None))
+        return Landing(error=error)
+
     def missed(self) -> None:
         with lock:
             self._misses += 1
         if events.sinks:
             events.emit(CacheMiss(self.name))
 
-    def returned(self, call: DrivenCall, key: Key, result: Any) -> Landing:
+    def refreshed(self, began: float, failure: str | None) -> None:
+        """A flight that was to replace a stale entry is over."""
+        with lock:
+            self._refreshes += 1
+        if not events.sinks:
+            return
+        if failure is None:
+            events.emit(CacheRefreshed(self.name, self._now() - began))
+        else:
+            events.emit(CacheRefreshFailed(self.name, failure))
+
+    def returned(self, call: DrivenCall, key: Key, result: Any, flight: Flight | None) -> Landing:
         _refuse_lazy(self.name, call.function, result)
         outcome = call.judge_result(result)
-        if outcome.kind != "success":
-            return self.instead_of(outcome, key) or Landing(result)
-        return Landing(result, keep=self._fresh_for(result))
+        if outcome.kind == "success":
+            return Landing(result, keep=self._fresh_for(result))
+        landing = self.instead_of(outcome, key, refresh=flight is not None and flight.refresh) or Landing(result)
+        landing.failure = outcome.kind
+        return landing
 
-    def instead_of(self, outcome: Outcome, key: Key) -> Landing | None:
-        """The stale entry that is better than such an outcome, if there is one."""
-        if not self.if_error:
-            return None
+    def raised(self, call: DrivenCall, key: Key, error: Exception, flight: Flight | None) -> Landing | None:
+        """What is given in the place of an error; None: the error is raised."""
+        if flight is not None and self._errors is not None:
+            self._remember(key, flight, error)
+        stale = self.instead_of(call.judge(error), key, refresh=flight is not None and flight.refresh)
+        if stale is not None:
+            stale.failure = type(error).__name__
+        return stale
+
+    def instead_of(self, outcome: Outcome, key: Key, *, refresh: bool = False) -> Landing | None:
+        """The stale entry that is better than such an outcome, if there is one. That of a `refresh` stays with it."""
+        if_error = self.if_error
         if outcome.kind not in ("failure", "throttled") and refusal_of(outcome.exception) is None:
+            if_error = 0.0
+        window = max(if_error, self.while_revalidate) if refresh else if_error
+        if not window:
             return None
         now = self._now()
         with lock:
             entry = self.lru.find(key, now)
-        if entry is None or now >= entry.fresh_until + self.if_error:
+        if entry is None or now >= entry.fresh_until + window:
             return None
         return Landing(entry.value, stale="error", stored=entry.stored)
 
@@ -234,17 +316,32 @@ class Answers:
         return kept
 
     def _keep(self, key: Key, flight: Flight, value: Any, ttl: float, age: float) -> None:
-        lru = self.lru
-        size = size_of(value, lru.max_bytes) + key_size(key)
+        size = size_of(value, self.lru.max_bytes) + key_size(key)
         stored = self._now() - age
         entry = Entry(value, size, stored, stored + ttl, stored + self.keep_for(ttl))
+        self._put(key, flight, entry, None if self._errors is None else (_ERROR, key))
+
+    def _remember(self, key: Key, flight: Flight, error: Exception) -> None:
+        assert self._errors is not None  # noqa: S101 - asked before
+        found = to_remember(self.name, self._errors, error)
+        if found is None:
+            return
+        size = size_of((found.args, vars(found)), self.lru.max_bytes) + key_size(key)
+        stored = self._now()
+        until = stored + self._error_ttl
+        self._put((_ERROR, key), flight, Entry(found, size, stored, until, until), None)
+
+    def _put(self, key: Key, flight: Flight, entry: Entry, instead: Key | None) -> None:
+        lru, size = self.lru, entry.size
         fits = lru.fits(entry)
         with lock:
-            if not flight.current:  # it was told to forget, meanwhile
+            if not flight.current:  # it was forgotten meanwhile
                 return
             before = lru.evicted
-            gone = lru.put(key, entry) if fits else [lru.pop(key)]
+            gone: list[Entry | None] = [*lru.put(key, entry)] if fits else [lru.pop(key)]
             evicted = lru.evicted - before
+            if instead is not None:
+                gone.append(lru.pop(instead))
         del gone  # outside the lock: a value may have a finaliser
         if events.sinks:
             if evicted:

@@ -19,6 +19,7 @@ caches can wait for each other. It is held for a few dictionary operations, neve
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import threading
@@ -42,9 +43,11 @@ class Landing:
         error: what it raised, and `trace`, its traceback at that time.
         keep: seconds that a new value is fresh; 0.0 if it is not to be kept.
         stale: if the value is an old one, why it is given; `stored` is then the time when it was new.
+        failure: what went wrong, if the value is not what a good call returned: an error's class, or an outcome.
+        refresh: the flight that this caller is to lead for a new one, while it gets the old one.
     """
 
-    __slots__ = ("error", "keep", "stale", "stored", "trace", "value")
+    __slots__ = ("error", "failure", "keep", "refresh", "stale", "stored", "trace", "value")
 
     def __init__(
         self,
@@ -61,6 +64,8 @@ class Landing:
         self.keep = keep
         self.stale = stale
         self.stored = stored
+        self.failure: str | None = None
+        self.refresh: Flight | None = None
 
 
 #: A follower's ticket that says: the flight is yours.
@@ -74,25 +79,29 @@ class Flight:
     """One call in flight. All of it is changed under `lock`.
 
     Attributes:
-        place: its key and home in the table.
+        key, home: what it is for, and where it flies (see `Flights`).
+        refresh: whether it is to replace an entry that is stale.
+        background: whether a task of its own leads it, and no caller.
         followers: who waits for it, in the order of arrival.
         waits_for: the flights that calls made within this one wait for.
     """
 
-    __slots__ = ("_over", "_table", "followers", "place", "waits_for")
+    __slots__ = ("_flights", "_over", "background", "followers", "home", "key", "refresh", "waits_for")
 
-    def __init__(self, table: dict[Hashable, Flight], place: Hashable) -> None:
-        self._table = table
-        self.place = place
+    def __init__(self, flights: Flights, key: Hashable, home: object, *, refresh: bool) -> None:
+        self._flights = flights
+        self.key = key
+        self.home = home
+        self.refresh = refresh
+        self.background = False
         self.followers: OrderedDict[Seat, None] = OrderedDict()
         self.waits_for: list[Flight] = []
         self._over = False
-        table[place] = self
 
     @property
     def current(self) -> bool:
         """Whether it is the one to be joined, and its result the one to be kept: not if it was `Flights.forget`-ed."""
-        return self._table.get(self.place) is self
+        return self._flights.find(self.key, self.home) is self
 
     def would_wait_for_itself(self) -> bool:
         """Whether the caller, if he waited for this flight, would wait for one that he is a part of. Under `lock`."""
@@ -133,13 +142,13 @@ class Flight:
                 self._end()
                 return
             seat, _ = self.followers.popitem(last=False)
+            self.background = False
             seat.ticket = _PROMOTED
         _wake(seat)
 
     def _end(self) -> None:
         self._over = True
-        if self.current:
-            del self._table[self.place]
+        self._flights.remove(self)
 
 
 def _wake(seat: Seat) -> None:
@@ -179,8 +188,13 @@ class Following:
         for led in self._mine:
             led.waits_for.append(flight)
 
+    @property
+    def left(self) -> bool:
+        """Whether the wait ended before the flight did: its time was up. To be asked after the `with`."""
+        return self.seat.ticket is None
+
     def take(self) -> Landing | None:
-        """How it ended, or None if the flight is now led by this caller."""
+        """How it ended, or None if the flight is now led by this caller. Not if it has `left`."""
         landing: Landing = self.seat.ticket
         return None if landing is _PROMOTED else landing
 
@@ -198,34 +212,73 @@ class Following:
 
 
 class Flights:
-    """The flights of one cache, by key and home: callers of different event loops do not wait for each other, since
+    """The flights of one cache, by home and key: callers of different event loops do not wait for each other, since
     a loop may end at any time; all threads without a loop are one home.
     """
 
-    __slots__ = ("_table",)
+    __slots__ = ("_homes", "_refreshes")
 
     def __init__(self) -> None:
-        self._table: dict[Hashable, Flight] = {}
+        self._homes: dict[object, dict[Hashable, Flight]] = {}
+        self._refreshes: dict[Hashable, Flight] = {}
 
     def __len__(self) -> int:
-        return len(self._table)
+        return sum(map(len, self._homes.values()))
 
     def find(self, key: Hashable, home: object) -> Flight | None:
         """The flight to be joined. Under `lock`."""
-        return self._table.get((key, home))
+        flights = self._homes.get(home)
+        return None if flights is None else flights.get(key)
 
-    def start(self, key: Hashable, home: object) -> Flight:
+    def start(self, key: Hashable, home: object, *, refresh: bool = False) -> Flight:
         """A new flight. Under `lock`, and only if there is none."""
-        return Flight(self._table, (key, home))
+        flights = self._homes.get(home)
+        if flights is None:
+            # A loop that was closed with calls in flight left them here.
+            for closed in [other for other in self._homes if _is_closed(other)]:
+                del self._homes[closed]
+            flights = self._homes[home] = {}
+        flight = flights[key] = Flight(self, key, home, refresh=refresh)
+        if refresh:
+            self._refreshes[key] = flight
+        return flight
+
+    def refreshing(self, key: Hashable) -> bool:
+        """Whether a stale entry is being replaced, in whatever home. Under `lock`."""
+        flight = self._refreshes.get(key)
+        return flight is not None and not _is_closed(flight.home)
+
+    def remove(self, flight: Flight) -> None:
+        """Drop a flight that is over. Under `lock`."""
+        flights = self._homes.get(flight.home)
+        if flights is not None and flights.get(flight.key) is flight:
+            del flights[flight.key]
+            if not flights:
+                del self._homes[flight.home]
+        if self._refreshes.get(flight.key) is flight:
+            del self._refreshes[flight.key]
 
     def forget(self, key: Hashable) -> None:
-        """Let nobody join the flights of `key` any more, and their results not be kept. Under `lock`."""
-        for place in [place for place in self._table if place[0] == key]:  # type: ignore[index]
-            del self._table[place]
+        """Let nothing join the flights of `key` any more, and their results not be kept. Under `lock`."""
+        for home, flights in tuple(self._homes.items()):
+            flights.pop(key, None)
+            if not flights:
+                del self._homes[home]
+        self._refreshes.pop(key, None)
 
     def clear(self) -> None:
         """`forget` them all. Under `lock`."""
-        self._table.clear()
+        self._homes.clear()
+        self._refreshes.clear()
 
 
-__all__ = ["Flight", "Flights", "Following", "Landing", "Leading", "lock"]
+def _is_closed(home: object) -> bool:
+    return isinstance(home, asyncio.AbstractEventLoop) and home.is_closed()
+
+
+def belong_to_no_flight() -> None:
+    """For a task that was started within a flight and is no part of it."""
+    _led.set(())
+
+
+__all__ = ["Flight", "Flights", "Following", "Landing", "Leading", "belong_to_no_flight", "lock"]

@@ -82,12 +82,12 @@ _known: weakref.WeakKeyDictionary[type, weakref.WeakKeyDictionary[Any, bool]] = 
 def _found_in(kind: type, thing: object, function: Any) -> bool:
     asked = thing if isinstance(thing, type) else kind
     try:
-        known = _known.setdefault(asked, weakref.WeakKeyDictionary())
-        found = known.get(function)
-    except TypeError:  # neither can be held weakly, or told apart
-        return _look(asked, kind, function)
-    if found is None:
-        found = known[function] = _look(asked, kind, function)
+        return _known[asked][function]
+    except KeyError:
+        found = _look(asked, kind, function)
+        _known.setdefault(asked, weakref.WeakKeyDictionary())[function] = found
+    except TypeError:  # one that cannot be held weakly, or hashed
+        found = _look(asked, kind, function)
     return found
 
 

@@ -29,11 +29,34 @@ class CacheServedStale(Event):
     """A call was answered by an entry that is no longer fresh.
 
     `age` is in seconds since the entry was new; `reason` is ``error`` (the call failed or was refused) or
-    ``revalidating`` (another caller is fetching a new one).
+    ``revalidating`` (a new one is being fetched).
     """
 
     age: float
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheServedError(Event):
+    """A call was answered by an error of that class that is remembered."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRefreshed(Event):
+    """A stale entry was replaced, by a call that took so many `seconds`."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRefreshFailed(Event):
+    """A stale entry was not replaced, and is served further while it may be. `error` is the class of what the call
+    raised, or the outcome of what it returned.
+    """
+
+    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +93,9 @@ __all__ = [
     "CacheHit",
     "CacheJoined",
     "CacheMiss",
+    "CacheRefreshFailed",
+    "CacheRefreshed",
+    "CacheServedError",
     "CacheServedStale",
     "CacheStoreFailed",
     "CacheStoreRecovered",

@@ -1,25 +1,28 @@
-"""The cache itself: `cache(...)`, and how it drives a call."""
+"""The cache itself: how it drives a call, and how its entries are forgotten."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import math
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from guardrails.core import events
-from guardrails.core.clock import SYSTEM_CLOCK, Clock
+from guardrails.core import deadline, events
+from guardrails.core.background import Home
+from guardrails.core.clock import Clock
+from guardrails.core.deadline import remaining, wait_limit
 from guardrails.core.guard import DrivenCall, Position, Strategy
 from guardrails.core.pipeline import Layer
-from guardrails.core.sizes import format_size, parse_size
+from guardrails.core.sizes import format_size
 from guardrails.core.waiting import TaskWaiter, ThreadWaiter
-from guardrails.strategies.backoff import seconds
 from guardrails.strategies.cache.answers import ALONE, Answers, CacheSnapshot, Key
-from guardrails.strategies.cache.flight import Flight, Following, Landing, Leading
+from guardrails.strategies.cache.flight import Flight, Following, Landing, Leading, belong_to_no_flight
 from guardrails.strategies.cache.key import NoKey, chosen_key, local_key, store_key
 from guardrails.strategies.cache.receiver import receiver_of
-from guardrails.strategies.cache.store import Backing, CacheStore
+from guardrails.strategies.cache.store import Backing
 
 T = TypeVar("T")
 _NO_NAMES: dict[str, Any] = {}
@@ -39,6 +42,8 @@ class Cache(Layer, Strategy):
         per_instance: bool,
         stale_if_error: float,
         stale_while_revalidate: float,
+        errors: Callable[[Exception], object] | None,
+        error_ttl: float,
         backing: Backing | None,
         copy: Callable[[Any], Any] | None,
         name: str,
@@ -55,6 +60,8 @@ class Cache(Layer, Strategy):
             max_bytes=max_bytes,
             if_error=stale_if_error,
             while_revalidate=stale_while_revalidate,
+            errors=errors,
+            error_ttl=error_ttl,
             copy=copy,
             name=name,
             clock=clock,
@@ -64,6 +71,7 @@ class Cache(Layer, Strategy):
         self._touch = answers.entries.move_to_end
         self._count_hit = answers.count_hit
         self._plain = copy is None
+        self._error_ttl = error_ttl
 
     def describe(self) -> str:
         """One line for `Pipeline.describe`."""
@@ -74,6 +82,8 @@ class Cache(Layer, Strategy):
             parts.append(f"stale for {answers.while_revalidate:g} s more while revalidating")
         if answers.if_error:
             parts.append(f"stale for {answers.if_error:g} s more if the call fails")
+        if self._error_ttl:
+            parts.append(f"some errors for {self._error_ttl:g} s")
         if self._backing is not None:
             parts.append("with a store")
         return f"cache {self.name!r}: {', '.join(parts)}"
@@ -158,17 +168,23 @@ class Cache(Layer, Strategy):
             except KeyError:
                 pass  # another thread has just removed it
             return entry.value if self._plain and not events.sinks else self._answers.hit(entry.value)
-        coming = self._answers.arrive(key, _home(), TaskWaiter)
+        home = _home()
+        coming = self._answers.arrive(key, home, TaskWaiter)
         if isinstance(coming, Following):
             following = coming
             with following:
-                await following.seat.wait()
-            coming = following.take() or following.flight
+                await self._wait(following.seat)
+            coming = self._answers.gone(call, key) if following.left else following.take() or following.flight
             del following
+        elif isinstance(coming, Landing):
+            if coming.refresh is not None:
+                coming = self._refresh(call, key, coming, proceed, home)
+            elif coming.error is not None:
+                coming = self._answers.recall(call, key, coming)
         if isinstance(coming, Flight):
             return await self._lead(call, key, coming, proceed)
         if coming is ALONE:
-            coming = await self._make(call, key, proceed)
+            coming = await self._make(call, key, proceed, None)
         try:
             return self._answers.open(coming)
         finally:
@@ -198,13 +214,18 @@ class Cache(Layer, Strategy):
         if isinstance(coming, Following):
             following = coming
             with following:
-                following.seat.wait(self._clock, None)
-            coming = following.take() or following.flight
+                following.seat.wait(self._clock, remaining())  # nothing interrupts a thread: every deadline counts
+            coming = self._answers.gone(call, key) if following.left else following.take() or following.flight
             del following
+        elif isinstance(coming, Landing):
+            if coming.refresh is not None:
+                coming = coming.refresh  # this call fetches the new one itself
+            elif coming.error is not None:
+                coming = self._answers.recall(call, key, coming)
         if isinstance(coming, Flight):
             return self._lead_blocking(call, key, coming, proceed)
         if coming is ALONE:
-            coming = self._make_blocking(call, key, proceed)
+            coming = self._make_blocking(call, key, proceed, None)
         try:
             return self._answers.open(coming)
         finally:
@@ -231,149 +252,106 @@ class Cache(Layer, Strategy):
             msg = f"{self.name}: key= must return text, bytes, numbers or a tuple of such, not {error}"
         return TypeError(msg)
 
+    async def _wait(self, seat: TaskWaiter[Any]) -> None:
+        left = wait_limit(math.inf)
+        if left == math.inf:
+            await seat.wait()
+        else:
+            with self._clock.scope(left):
+                await seat.wait()
+
+    def _refresh(
+        self, call: DrivenCall, key: Key, stale: Landing, proceed: Callable[[], Awaitable[Any]], home: object
+    ) -> Landing | Flight:
+        """Have a task fetch a new entry, for a caller who gets the stale one."""
+        flight, stale.refresh = stale.refresh, None
+        assert flight is not None  # noqa: S101 - asked before
+        if home is None:
+            return flight  # nothing here runs tasks: the caller fetches it
+
+        flight.background = True
+
+        async def refresh() -> None:
+            belong_to_no_flight()
+            deadline.current.set(None)  # the caller's, who does not wait for this
+            with contextlib.suppress(Exception):  # reported as an event, and to those who join the flight
+                await self._fly(call, key, flight, proceed)
+
+        try:
+            Home().start(refresh, flight.hand_over)
+        except RuntimeError:  # the loop is ending, and starts no task any more
+            flight.hand_over()
+        return stale
+
     async def _lead(self, call: DrivenCall, key: Key, flight: Flight, proceed: Callable[[], Awaitable[Any]]) -> Any:
-        backing = self._backing
-        with Leading(flight):
-            landing = None
-            stored_as = b"" if backing is None else store_key(key)
-            if backing is not None:
-                landing = self._answers.found(key, flight, await backing.get(stored_as))
-            if landing is None:
-                landing = await self._make(call, key, proceed)
-            kept = self._answers.land(key, flight, landing)
+        return self._answers.open(await self._fly(call, key, flight, proceed))
+
+    async def _fly(self, call: DrivenCall, key: Key, flight: Flight, proceed: Callable[[], Awaitable[Any]]) -> Landing:
+        backing, began = self._backing, self._now()
+        try:
+            with Leading(flight):
+                landing = None
+                stored_as = b"" if backing is None else store_key(key)
+                if backing is not None:
+                    landing = self._answers.found(key, flight, await backing.get(stored_as))
+                if landing is None:
+                    landing = await self._make(call, key, proceed, flight)
+                kept = self._answers.land(key, flight, landing)
+        except Exception as exc:
+            if flight.refresh:
+                self._answers.refreshed(began, type(exc).__name__)
+            raise
+        if flight.refresh:
+            self._answers.refreshed(began, landing.failure)
         if kept and backing is not None:
             await backing.set(stored_as, landing.value, self._answers.keep_for(landing.keep))
-        return self._answers.open(landing)
+        return landing
 
     def _lead_blocking(self, call: DrivenCall, key: Key, flight: Flight, proceed: Callable[[], Any]) -> Any:
-        backing = self._backing
-        with Leading(flight):
-            landing = None
-            stored_as = b"" if backing is None else store_key(key)
-            if backing is not None:
-                landing = self._answers.found(key, flight, backing.get_blocking(stored_as))
-            if landing is None:
-                landing = self._make_blocking(call, key, proceed)
-            kept = self._answers.land(key, flight, landing)
+        backing, began = self._backing, self._now()
+        try:
+            with Leading(flight):
+                landing = None
+                stored_as = b"" if backing is None else store_key(key)
+                if backing is not None:
+                    landing = self._answers.found(key, flight, backing.get_blocking(stored_as))
+                if landing is None:
+                    landing = self._make_blocking(call, key, proceed, flight)
+                kept = self._answers.land(key, flight, landing)
+        except Exception as exc:
+            if flight.refresh:
+                self._answers.refreshed(began, type(exc).__name__)
+            raise
+        if flight.refresh:
+            self._answers.refreshed(began, landing.failure)
         if kept and backing is not None:
             backing.set_blocking(stored_as, landing.value, self._answers.keep_for(landing.keep))
         return self._answers.open(landing)
 
-    async def _make(self, call: DrivenCall, key: Key, proceed: Callable[[], Awaitable[Any]]) -> Landing:
-        self._answers.missed()
+    async def _make(
+        self, call: DrivenCall, key: Key, proceed: Callable[[], Awaitable[Any]], flight: Flight | None
+    ) -> Landing:
+        if flight is None or not flight.background:
+            self._answers.missed()
         try:
             result = await proceed()
         except Exception as exc:
-            stale = self._answers.instead_of(call.judge(exc), key)
+            stale = self._answers.raised(call, key, exc, flight)
             if stale is None:
                 raise
             return stale
-        return self._answers.returned(call, key, result)
+        return self._answers.returned(call, key, result, flight)
 
-    def _make_blocking(self, call: DrivenCall, key: Key, proceed: Callable[[], Any]) -> Landing:
+    def _make_blocking(self, call: DrivenCall, key: Key, proceed: Callable[[], Any], flight: Flight | None) -> Landing:
         self._answers.missed()
         try:
             result = proceed()
         except Exception as exc:
-            stale = self._answers.instead_of(call.judge(exc), key)
+            stale = self._answers.raised(call, key, exc, flight)
             if stale is None:
                 raise
             return stale
-        return self._answers.returned(call, key, result)
-
-
-def cache(
-    bare: None = None,
-    /,
-    *,
-    ttl: float | Callable[[Any], float | None],
-    max_bytes: str | float = "64MiB",
-    key: Callable[..., Any] | None = None,
-    per_instance: bool = True,
-    stale_if_error: float | None = None,
-    stale_while_revalidate: float | None = None,
-    store: CacheStore | None = None,
-    store_timeout: float = 0.5,
-    copy: Callable[[T], T] | None = None,
-    name: str = "cache",
-    clock: Clock = SYSTEM_CLOCK,
-) -> Cache:
-    """Keep what calls return, and give it to calls that are the same. Only successes are kept.
-
-    Calls that are the same and come at the same time are made once: the others wait, and get the same result or the
-    same error. A caller who is cancelled takes nobody along. A function that calls itself with the same arguments is
-    run, as one that would wait for itself through others.
-
-    Functions may share a cache; a call is told apart by its function and its arguments, as they are written: `f(1)` and
-    `f(x=1)` are two. The entries hold the functions. Every caller gets the same object: treat it as immutable, or use
-    `copy`.
-
-    Args:
-        ttl: seconds that a result is fresh, or a function of the result that returns them; 0 or None from it: this
-            result is not kept.
-        max_bytes: of all entries with their keys, as far as can be told; what was used longest ago goes first.
-        key: a function of the call's arguments that returns what tells calls apart: text, bytes, numbers, or a tuple
-            of such. None from it: this call is not cached. Needed for arguments that are not plain data. It is given
-            all of them, `self` too.
-        per_instance: with `key`, a method's answers belong to the instance (or class) that it is called on, whatever
-            `key` returns. False: `key` alone decides, and instances for which it returns the same share their answers.
-        stale_if_error: seconds after `ttl` in which an entry is still given when the call fails, is throttled, or is
-            refused by a guard further in. None: never.
-        stale_while_revalidate: seconds after `ttl` in which an entry is still given to all but the first caller, who
-            fetches a new one. None: never; they wait for the first.
-        store: where entries are looked for too, if not found in memory, and put (see `CacheStore`): a store that
-            processes share. One that fails, or is slow, is done without.
-        store_timeout: seconds for one operation of an async store. A sync store cannot be interrupted, and blocks the
-            event loop when it serves async functions.
-        copy: a function that makes of a kept result what each caller gets (`copy.deepcopy`).
-        name: how it calls itself in events.
-        clock: for tests.
-
-    Raises:
-        TypeError, ValueError: an argument is wrong. When called, a TypeError: the arguments make no key, or the result
-            is an iterator or an awaitable, which can be used only once.
-    """
-    if bare is not None:
-        msg = "ttl is given by its name: cache(ttl=60)"
-        raise TypeError(msg)
-    if callable(ttl):
-        if inspect.iscoroutinefunction(ttl):
-            msg = "ttl takes seconds or a sync function of the result, not an async function"
-            raise TypeError(msg)
-    else:
-        seconds("ttl", ttl)
-    for argument, function in (("key", key), ("copy", copy)):
-        if function is not None and (not callable(function) or inspect.iscoroutinefunction(function)):
-            what = "an async function" if callable(function) else type(function).__name__
-            msg = f"{argument} takes a sync function, not {what}"
-            raise TypeError(msg)
-    if not isinstance(per_instance, bool):
-        msg = f"per_instance takes True or False, not {type(per_instance).__name__}"
-        raise TypeError(msg)
-    if key is None and not per_instance:
-        msg = "per_instance=False needs key=, which then tells the instances apart"
-        raise TypeError(msg)
-    for argument, window in (("stale_if_error", stale_if_error), ("stale_while_revalidate", stale_while_revalidate)):
-        if window is not None:
-            seconds(argument, window)
-    seconds("store_timeout", store_timeout)
-    if store is not None:
-        for method in ("get", "set", "delete"):
-            if not callable(getattr(store, method, None)):
-                msg = f"store takes an object with get, set and delete; {type(store).__name__} has no {method}"
-                raise TypeError(msg)
-    return Cache(
-        ttl=ttl,
-        max_bytes=parse_size(max_bytes, "max_bytes"),
-        key=key,
-        per_instance=per_instance,
-        stale_if_error=stale_if_error or 0.0,
-        stale_while_revalidate=stale_while_revalidate or 0.0,
-        backing=None if store is None else Backing(store, store_timeout, name, clock),
-        copy=copy,
-        name=name,
-        clock=clock,
-    )
+        return self._answers.returned(call, key, result, flight)
 
 
 def _bare(fn: Any, args: tuple[Any, ...]) -> tuple[Callable[..., Any], tuple[Any, ...]]:

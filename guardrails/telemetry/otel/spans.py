@@ -45,6 +45,7 @@ _NOTED = frozenset(
         *(f"guardrails.strategies.hedge:{name}" for name in ("HedgeStarted", "HedgeWon")),
         *(f"guardrails.strategies.cache.signals:{name}" for name in ("CacheHit", "CacheJoined", "CacheMiss")),
         "guardrails.strategies.cache.signals:CacheServedStale",
+        "guardrails.strategies.cache.signals:CacheServedError",
         "guardrails.strategies.fallback:FallbackUsed",
         "guardrails.strategies.inject.strategy:FaultInjected",
         "guardrails.gates.limiter.signals:Drained",
