@@ -40,10 +40,12 @@ async def watch(supervisor: Supervisor) -> None:
     sampled_at = float("-inf")
     while True:
         busy = any(worker.in_flight for worker in supervisor.workers)
-        await asyncio.sleep(BUSY_INTERVAL if busy else IDLE_INTERVAL)
+        due = loop.time() + (BUSY_INTERVAL if busy else IDLE_INTERVAL)
+        await asyncio.sleep(due - loop.time())
         now = loop.time()
         for worker in tuple(supervisor.workers):
             if worker.state in ("ready", "draining"):
+                worker.excuse(now - due, now)
                 for check in (_check_memory, _check_progress, _check_term):
                     _try(check, supervisor, worker, now)
         if events.sinks and now - sampled_at >= SAMPLE_EVERY:

@@ -82,6 +82,7 @@ class Worker:
         self.last_progress = 0.0
         self.retired = False
         self.suspects = 0
+        self._ready_by = 0.0
         self.reserved = False
         self.load_error: ErrorInfo | None = None
         self.exit: Exit | None = None
@@ -109,19 +110,19 @@ class Worker:
         Raises:
             StartFailed: it could not be brought up; the subclass says why.
         """
-        by = self._loop.time() + timeout
         try:
-            await self.process.start()
+            await self.process.start()  # no more than a few turns of the loop
+            self._ready_by = self._loop.time() + timeout
             if self.memory.hold.take(self.pid, hard):
                 self.process.moved()
-            await self._within(self._ready, by)
+            await self._in_time(self._ready)
             reading = asyncio.ensure_future(in_thread(partial(private_and_proportional, self.pid)))
             try:
-                self.private, self.memory.pss = await self._within(reading, by)
+                self.private, self.memory.pss = await self._in_time(reading)
             finally:
                 reading.cancel()
             self.baseline = self.private
-            await self._check_alive(by)
+            await self._check_alive()
             self.memory.hold.arm(self.pid)
             if budget is not None and not budget_fits(budget, self.baseline):
                 self._refuse_budget(budget)
@@ -142,24 +143,25 @@ class Worker:
         self.state = "ready"
         self.last_progress = self._loop.time()
 
-    async def _check_alive(self, by: float) -> None:
+    async def _check_alive(self) -> None:
         if self.process.exited:
-            raise self._start_failure(await self._within(self._exit, by))
+            raise self._start_failure(await self._in_time(self._exit))
 
-    async def _within(self, future: asyncio.Future[T], by: float) -> T:
+    async def _in_time(self, future: asyncio.Future[T]) -> T:
         """The future's result. Time in which the event loop was blocked does not count: nothing could arrive then.
 
         Raises:
-            TimeoutError: it has none by then.
+            TimeoutError: it has none when the start's time is over.
         """
         while not future.done():
-            left = by - self._loop.time()
+            left = self._ready_by - self._loop.time()
             if left <= 0:
                 raise TimeoutError
             await asyncio.wait((future,), timeout=left)
             now = self._loop.time()
-            if now - by > _STALLED:
-                by = now + (now - by)
+            late = now - self._ready_by
+            if late > _STALLED:
+                self._ready_by = now + late
         return future.result()
 
     def _refuse_budget(self, budget: int) -> None:
@@ -227,6 +229,13 @@ class Worker:
             self.last_progress = now
         elif all(request.paused for request in self.in_flight.values()):
             self.last_progress = now
+
+    def excuse(self, seconds: float, now: float) -> None:
+        """The event loop was blocked for so long: nothing could be sent to the worker, or heard from it."""
+        self.last_progress = min(now, self.last_progress + seconds)
+        for request in self.in_flight.values():
+            if request.abandoned_at is not None:
+                request.abandoned_at = min(now, request.abandoned_at + seconds)
 
     # Going down
 
