@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runners.supervision.events import (
+        FleetOverBudget,
         RequestFinished,
         RequestsRedelivered,
         RunnerSampled,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "FleetOverBudget",
     "RequestFinished",
     "RequestsRedelivered",
     "RunnerSampled",

@@ -45,6 +45,7 @@ class Dispatcher:
         fresh_comes: whether a new worker is on its way.
 
     Attributes:
+        limit: requests that may wait.
         workers: those in service; the supervisor adds and removes them.
         counts: what became of requests, for `RunnerStats`.
         idle: set when there is no request left, waiting or running.
@@ -55,7 +56,7 @@ class Dispatcher:
         self.workers: list[Worker] = []
         self.counts: Counter[str] = Counter()
         self.idle = asyncio.Event()
-        self._limit = queue
+        self.limit = queue
         self._affinity: Affinity[Worker] = Affinity()
         self._queue: deque[Request] = deque()
         self._suspects = Suspects(fresh_comes)
@@ -98,8 +99,8 @@ class Dispatcher:
         Raises:
             QueueFull: as many wait already as may.
         """
-        if len(self._queue) >= self._limit and (self._queue or self._least_loaded() is None):
-            detail = f"{self._limit} requests wait already; retry later, or raise queue="
+        if len(self._queue) >= self.limit and (self._queue or self._least_loaded() is None):
+            detail = f"{self.limit} requests wait already; retry later, or raise queue="
             raise QueueFull(self.name, detail=detail)
         number, future = next(self._numbers), self._loop.create_future()
         request: Request

@@ -112,6 +112,21 @@ class RunnerUnloaded(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class FleetOverBudget(Event):
+    """The busy runners of a fleet have held `used` bytes, more than its `budget`, for so many `seconds`.
+
+    `action` is what is done about it, to the runner that is the source: ``replaced`` (one of its workers, which kept
+    the most), ``unloaded`` (it answers what it has; what waits for it waits for room), or ``none`` (nothing is possible
+    now).
+    """
+
+    budget: int
+    used: int
+    seconds: float
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestFinished(Event):
     """A request of a runner is over, however it ended.
 

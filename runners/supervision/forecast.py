@@ -21,7 +21,7 @@ from guardrails.memory.leak.trend import theil_sen
 _KEPT = 24
 _FEWEST = 12
 #: Growth over the window is clear from so many times the troughs' median deviation from their line.
-_CLEAR = 4.0
+_CLEAR = 8.0
 #: What older looks count for with each further one, so that what a request costs now outweighs what it once did.
 _FADE = 0.995
 #: Requests of one size class are told apart from noise only from about this many on.
@@ -82,8 +82,21 @@ class Trend:
             troughs = tuple(self._troughs)
             half = len(troughs) // 2
             parts = (troughs, troughs[:half], troughs[half:])
-            self._slope = median(map(theil_sen, parts)) if len(troughs) >= _FEWEST else 0.0
+            self._slope = median(map(theil_sen, parts)) if self.known else 0.0
         return self._slope
+
+    @property
+    def known(self) -> bool:
+        """Whether there are troughs enough to say anything."""
+        return len(self._troughs) >= _FEWEST
+
+    def level(self) -> float:
+        """The last trough, in bytes; 0.0 before the first."""
+        return self._troughs[-1][1] if self._troughs else 0.0
+
+    def top(self) -> float:
+        """What it takes at the top of a step, in bytes: the last trough and the height of half of the steps."""
+        return self.level() + (median(self._heights) if self._heights else 0.0)
 
     def climb(self) -> float:
         """Bytes a second by which the step that is under way grows, or the worker between its steps."""

@@ -256,6 +256,13 @@ TABLE: tuple[Instrument, ...] = (
         {f"{_EVENTS}:RunnerUnloaded": lambda e: ((e.source, e.reason), 1)},
     ),
     counter(
+        "runners.fleet.over_budget",
+        "{time}",
+        "Times that busy runners held more than their fleet's budget, by what was done.",
+        "runner action",
+        {f"{_EVENTS}:FleetOverBudget": lambda e: ((e.source, e.action), 1)},
+    ),
+    counter(
         "runners.supervision_failures",
         "{failure}",
         "Failures of a task of the supervision, which is tried again.",

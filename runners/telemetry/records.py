@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from guardrails.telemetry.records import Record, Severity, record, register
 from runners.supervision.events import (
+    FleetOverBudget,
     RequestFinished,
     RequestsRedelivered,
     RunnerSampled,
@@ -85,6 +86,16 @@ def _unloaded(event: RunnerUnloaded) -> Record:
     return record(event, "runner.unloaded", "info", f"unloaded, {event.reason}: {_mib(event.freed)} are free again")
 
 
+def _over_budget(event: FleetOverBudget) -> Record:
+    done = {"replaced": "a worker is replaced", "unloaded": "it is unloaded", "none": "nothing can be done now"}
+    message = (
+        f"busy runners of the fleet have held {_mib(event.used)} of {_mib(event.budget)} for {event.seconds:.3g} s: "
+        f"{done.get(event.action, event.action)}"
+    )
+    hint = "raise the fleet's budget, or give its runners less to do at a time"
+    return record(event, "runner.fleet_over_budget", "warning", message, hint=hint)
+
+
 def _supervision(event: SupervisionFailed) -> Record:
     again = "" if event.retry_in is None else f"; trying again in {event.retry_in:.3g} s"
     fields = {"task": event.task, "retry_in": event.retry_in}
@@ -120,6 +131,7 @@ register(WorkerReplaced, _replaced, most="info", replace=True)
 register(RequestsRedelivered, _redelivered, most="warning", replace=True)
 register(RunnerScaled, _scaled, most="info", replace=True)
 register(ScaleUpHeld, _held, most="warning", replace=True)
+register(FleetOverBudget, _over_budget, most="warning", replace=True)
 register(RunnerUnloaded, _unloaded, most="info", replace=True)
 register(SupervisionFailed, _supervision, replace=True)
 register(RequestFinished, _finished, most="debug", replace=True)

@@ -15,7 +15,7 @@ from guardrails.testing import capture_events
 from runners import FunctionRunner
 from runners.errors import FleetFull, FunctionNotFound, RequestTimeout, RunnerClosed
 from runners.fleet import Fleet
-from runners.supervision.events import RunnerUnloaded, WorkerReady
+from runners.supervision.events import FleetOverBudget, RunnerUnloaded, WorkerReady
 
 pytestmark = pytest.mark.anyio
 
@@ -247,6 +247,96 @@ async def test_what_has_grown_over_the_budget_pushes_out_what_is_idle(until):
         assert fleet["a"].state == "ready"
 
 
+class Steady:
+    """Keeps the runners of a fleet busy, and counts the answers of each."""
+
+    def __init__(self, fleet):
+        self.fleet, self.calls, self.answered, self._ended = fleet, {}, dict.fromkeys(fleet, 0), False
+        self._callers = [asyncio.create_task(self._call(name)) for name in fleet for _ in range(2)]
+
+    async def _call(self, name):
+        while not self._ended:
+            await self.fleet[name](*self.calls.get(name, ("leak", 0, 0.02)))
+            self.answered[name] += 1
+
+    async def end(self):
+        self._ended = True
+        await asyncio.gather(*self._callers)
+        for name in self.fleet:
+            stats = self.fleet[name].stats()
+            assert (stats.failed, stats.expired, stats.cancelled) == (0, 0, 0)
+            assert stats.answered == stats.submitted
+
+
+def growing(*names, **keywords):
+    """Runners that may hold much, with room for all until a test sets the budget."""
+    runners = {n: FunctionRunner("memory_calls:act", name=n, memory="400MiB", memory_hard="1GiB") for n in names}
+    return Fleet(budget="900MiB", runners=runners, **keywords)
+
+
+def over_budget(seen):
+    return [(event.source, event.action) for event in seen if isinstance(event, FleetOverBudget)]
+
+
+async def test_a_leak_while_all_are_busy_is_replaced_within_the_budget(until, caplog):
+    with capture_events() as seen:
+        async with growing("a", "b", patience=0.3) as fleet:
+            steady = Steady(fleet)
+            await until(lambda: all(steady.answered.values()))
+            fleet.budget = fleet.used() + 40 * MIB
+            before = {name: fleet[name].stats().workers[0].pid for name in fleet}
+            for _ in range(10):
+                await fleet["a"]("leak", 8 * MIB, 0.0)
+            await until(lambda: fleet.stats().over_for > 0)
+            await until(lambda: fleet.used() <= fleet.budget and fleet["a"].stats().restarts)
+            await until(lambda: fleet.stats().over_for == 0)
+            await steady.end()
+            stats = fleet.stats()
+            assert (stats.replaced, stats.evictions) == (1, 0)
+            assert fleet["a"].stats().restarts == {"fleet_budget": 1}
+            assert fleet["a"].stats().workers[0].pid != before["a"]
+            assert fleet["b"].stats().workers[0].pid == before["b"]
+    assert over_budget(seen) == [("a", "replaced")]
+    assert "its worker that kept the most is replaced" in caplog.text
+
+
+async def test_busy_runners_whose_calls_do_not_fit_together_take_turns(until, caplog):
+    with capture_events() as seen:
+        async with growing("a", "b", patience=0.4) as fleet:
+            steady = Steady(fleet)
+            await until(lambda: all(steady.answered.values()))
+            fleet.budget = fleet.used() + 110 * MIB  # room for the calls of one of them
+            large = ("climb_and_free", 80 * MIB, 0.3, 0, 80 * MIB)
+            steady.calls = {"a": large, "b": large}
+            await until(lambda: any(action == "unloaded" for _, action in over_budget(seen)), seconds=40)
+            at, over, looks = dict(steady.answered), 0, 0
+            end = time.monotonic() + 6
+            while time.monotonic() < end:
+                looks, over = looks + 1, over + (fleet.used() > fleet.budget)
+                await asyncio.sleep(0.02)
+            assert over < looks / 3  # before, it was all of the time
+            await until(lambda: all(steady.answered[name] > at[name] for name in fleet), seconds=40)
+            steady.calls = {}
+            await steady.end()
+            assert fleet.stats().evictions >= 2
+    assert ("a", "unloaded") in over_budget(seen) or ("b", "unloaded") in over_budget(seen)
+    assert "what waits for it waits for room" in caplog.text
+
+
+async def test_one_runner_alone_over_the_budget_is_replaced_once_and_reported(until):
+    with capture_events() as seen:
+        async with growing("a", patience=0.2) as fleet:
+            steady = Steady(fleet)
+            steady.calls = {"a": ("climb_and_free", 80 * MIB, 0.3, 0, 80 * MIB)}
+            await until(lambda: steady.answered["a"])
+            fleet.budget = fleet.used() + 20 * MIB
+            fleet.budget = min(fleet.budget, 60 * MIB)
+            await until(lambda: over_budget(seen)[-2:] == [("a", "none")] * 2)
+            await steady.end()
+            assert fleet.stats().replaced <= 1
+            await until(lambda: fleet["a"].stats().restarts.get("fleet_budget", 0) == fleet.stats().replaced)
+
+
 async def test_one_more_worker_takes_only_what_is_free(until):
     from runners.supervision.autoscale import Autoscale
 
@@ -328,6 +418,11 @@ async def test_wrong_arguments_are_named():
         ({"budget": "1GiB", "runners": {"a": len}}, TypeError, r"runners\['a'\] is not a runner but builtin"),
         ({"budget": "1GiB", "runners": {"a": good}, "max_wait": -1}, ValueError, "max_wait takes a number of seconds"),
         ({"budget": "1GiB", "runners": {"a": FunctionRunner("calls:act")}}, ValueError, "needs memory="),
+        (
+            {"budget": "1GiB", "runners": {"a": FunctionRunner("calls:act", memory="40MiB", queue=0)}},
+            ValueError,
+            r"runners\['a'\] has queue=0, which does not go with a fleet",
+        ),
         ({"budget": "30MiB", "runners": {"a": good}}, ValueError, "can never be loaded: it needs 40 MiB of 30 MiB"),
         ({"budget": "1GiB", "runners": {"a": good, "b": good}}, ValueError, "the same runner under two names"),
     ]
