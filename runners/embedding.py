@@ -12,6 +12,7 @@ import msgspec
 
 from runners.embedding_input import as_pieces
 from runners.errors import MissingExtra, ModelNotFound, RunnerClosed
+from runners.protocol.parts import small_of
 from runners.runner import Runner
 from runners.spec import Faults, Resources
 from runners.supervision.autoscale import Autoscale, as_autoscale
@@ -155,7 +156,7 @@ class EmbeddingRunner(Runner):
         for body, payload in answers:
             shape = msgspec.msgpack.decode(body, type=tuple[int, int])
             self._dim = shape[1]
-            rows.append(np.frombuffer(payload, dtype=np.float32).reshape(shape))
+            rows.append(np.frombuffer(small_of(payload), dtype=np.float32).reshape(shape))
         return rows[0].copy() if len(rows) == 1 else np.concatenate(rows)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from runners.errors import FunctionNotFound, StreamMismatch, UnsendableValue
 from runners.protocol.frames import MAX_FRAME
 from runners.protocol.messages import stream_mismatch
+from runners.protocol.parts import Payload
 from runners.protocol.values import UnsendableError, pack, unpack
 from runners.runner import Runner
 from runners.spec import Faults, Resources
@@ -146,7 +147,7 @@ class FunctionRunner(Runner):
             return True
         return False
 
-    def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
+    def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Payload]:
         try:
             body, payload = pack((args, kwargs))
         except UnsendableError as error:

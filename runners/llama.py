@@ -16,6 +16,7 @@ from runners.errors import InvalidInput, ModelNotFound, RunnerClosed
 from runners.protocol.frames import MAX_FRAME
 from runners.protocol.generation import Ask, Completion, Embed, Tokenize
 from runners.protocol.generation_check import check_messages
+from runners.protocol.parts import small_of
 from runners.runner import Runner
 from runners.spec import Faults, Resources
 from runners.supervision.autoscale import Autoscale, as_autoscale
@@ -255,7 +256,7 @@ class LlamaRunner(Runner):
             self._body(Embed(texts)), b"", timeout=timeout, redeliver=True, operation="embeddings"
         )
         shape = msgspec.msgpack.decode(body, type=tuple[int, int])
-        return np.frombuffer(payload, dtype=np.float32).reshape(shape).copy()
+        return np.frombuffer(small_of(payload), dtype=np.float32).reshape(shape).copy()
 
     async def tokenize(self, text: str, *, special: bool = False, timeout: float | None = None) -> list[int]:
         """The token ids of a text; with `special`, what looks like a special token is one."""

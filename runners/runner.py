@@ -18,6 +18,7 @@ from typing import Any, Self
 from guardrails.core import events
 from guardrails.core.deadline import wait_limit
 from guardrails.core.sizes import parse_size
+from runners.protocol.parts import Payload
 from runners.spec import Faults, Resources, WorkerSpec
 from runners.supervision.autoscale import Autoscale, as_autoscale
 from runners.supervision.limits import Limits
@@ -208,7 +209,7 @@ class Runner:
     async def _ask_one(
         self,
         body: bytes,
-        payload: bytes,
+        payload: Payload,
         *,
         timeout: float | None,
         redeliver: bool,
@@ -244,7 +245,7 @@ class Runner:
     def _ask_stream(
         self,
         body: bytes,
-        payload: bytes,
+        payload: Payload,
         *,
         window: int,
         timeout: float | None,
@@ -281,7 +282,7 @@ class Runner:
 
     async def _ask(
         self,
-        bodies: Sequence[tuple[bytes, bytes]],
+        bodies: Sequence[tuple[bytes, Payload]],
         *,
         timeout: float | None,
         redeliver: bool,
@@ -305,7 +306,7 @@ class Runner:
         return answers
 
     async def _ask_all(
-        self, bodies: Sequence[tuple[bytes, bytes]], seconds: float, *, redeliver: bool, report: Report | None
+        self, bodies: Sequence[tuple[bytes, Payload]], seconds: float, *, redeliver: bool, report: Report | None
     ) -> list[Answer]:
         supervisor = self._supervisor
         began = time.monotonic()

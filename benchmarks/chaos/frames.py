@@ -116,8 +116,8 @@ async def fuzz_workers(count: int, seed: int) -> Counter[str]:
     return ends
 
 
-def _first_message(ready: asyncio.Future[object]) -> Callable[[ToParent, memoryview], None]:
-    def received(message: ToParent, _: memoryview) -> None:
+def _first_message(ready: asyncio.Future[object]) -> Callable[[ToParent, object], None]:
+    def received(message: ToParent, _: object) -> None:
         if not ready.done():
             ready.set_result(message)
 

@@ -22,6 +22,7 @@ from guardrails.core.errors import QueueFull
 from guardrails.core.timers import TimerWheel, wheel_of
 from runners.errors import PoisonedRequest, RequestTimeout, RunnerCrashed, request_error
 from runners.protocol.messages import Done, Failed
+from runners.protocol.parts import Incoming, Payload
 from runners.supervision.affinity import Affinity
 from runners.supervision.events import RequestsRedelivered
 from runners.supervision.exit import Exit
@@ -85,7 +86,7 @@ class Dispatcher:
     def submit(
         self,
         body: bytes,
-        payload: bytes,
+        payload: Payload,
         *,
         now: float,
         deadline: float | None,
@@ -151,7 +152,7 @@ class Dispatcher:
 
     # Out
 
-    def answered(self, request: Request, message: Done | Failed, payload: memoryview) -> None:
+    def answered(self, request: Request, message: Done | Failed, payload: Incoming) -> None:
         """A worker has answered."""
         if isinstance(message, Done):
             self.counts["answered"] += request.waited_for

@@ -33,10 +33,12 @@ import msgspec
 from runners.protocol.board import Board
 from runners.protocol.frames import ProtocolError, encode, parent_decoder
 from runners.protocol.messages import Message, Start, ToParent
+from runners.protocol.parts import SLICE, Incoming, Parts, Payload
 from runners.spec import WorkerSpec
 from runners.supervision.cores import Cores
 from runners.supervision.exit import Exit
 from runners.supervision.oom import LOOK_EVERY, OomWatch
+from runners.supervision.outbox import Outbox
 from runners.supervision.spawn import cannot_start, environment, grant
 
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -54,6 +56,8 @@ _LEVELS = {
 }  # fmt: skip
 _MAX_LINE = 4096
 _KEPT_LINES = 40
+#: Bytes read from a worker at once.
+_READ = 256 * 1024
 #: Seconds to wait for the last bytes of a worker that has ended. Only a descendant that inherited its socket can hold
 #: them.
 _LAST_BYTES = 1.0
@@ -69,7 +73,7 @@ class WorkerProcess:
         self,
         spec: WorkerSpec,
         *,
-        on_message: Callable[[ToParent, memoryview], None],
+        on_message: Callable[[ToParent, Incoming], None],
         on_exit: Callable[[Exit], None],
         python: str | None = None,
     ) -> None:
@@ -83,6 +87,7 @@ class WorkerProcess:
         self._popen: subprocess.Popen[bytes]
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
+        self._outbox = Outbox()
         self._reason: str | None = None
         self._expected: str | None = None
         self._code: int | None = None
@@ -132,7 +137,8 @@ class WorkerProcess:
         self.send(Start(self.spec))
 
     async def _connect(self, loop: asyncio.AbstractEventLoop, ours: socket.socket) -> None:
-        self._transport, _ = await loop.create_unix_connection(lambda: _Connection(self), sock=ours)
+        self._transport, _ = await loop.create_unix_connection(lambda: _Connection(self, self._outbox), sock=ours)
+        self._outbox.connect(self._transport)
         assert self._popen.stdout is not None  # noqa: S101 - both are pipes, see _spawn
         assert self._popen.stderr is not None  # noqa: S101
         for pipe, level in ((self._popen.stdout, logging.INFO), (self._popen.stderr, logging.WARNING)):
@@ -161,16 +167,28 @@ class WorkerProcess:
 
     # Speaking
 
-    def send(self, message: Message, payload: bytes = b"", *, now: bool = False) -> None:
-        """Send a message. All of one turn of the event loop go out with one system call, unless it must go `now`.
+    def send(self, message: Message, payload: Payload = b"", *, size: int = 0, now: bool = False) -> None:
+        """Send a message. All of one turn of the event loop go out with one system call, unless it must go `now`. A
+        large one goes in slices, behind which small ones about other requests do not wait. `size`: of what is in the
+        message itself, where that may be large.
 
         Nothing happens after the exit.
         """
+        if isinstance(payload, Parts) or size + len(payload) > SLICE:
+            self._outbox.put(message, payload)
+            return
+        if self._outbox and self._outbox.holds_back(message):
+            self._outbox.put_behind(message)
+            return
         if not self._out and not now:
             asyncio.get_running_loop().call_soon(self._flush)
         self._out.append(encode(message, payload))
         if now:
             self._flush()
+
+    def withdraw(self, number: int) -> bool:
+        """Do not send the rest of a request; whether the worker does not have it, and never will."""
+        return self._outbox.withdraw(number)
 
     def _flush(self) -> None:
         out, self._out = self._out, []
@@ -191,7 +209,7 @@ class WorkerProcess:
 
     # Listening
 
-    def received(self, frames: list[tuple[ToParent, memoryview]]) -> None:
+    def received(self, frames: list[tuple[ToParent, Incoming]]) -> None:
         """Pass on what the connection decoded."""
         for message, payload in frames:
             self._on_message(message, payload)
@@ -284,6 +302,7 @@ class WorkerProcess:
             self._let_go()
 
     def _let_go(self) -> None:
+        self._outbox.clear()
         if self._next_look is not None:
             self._next_look.cancel()
         _cores.give_back(self._own_cores)
@@ -303,26 +322,38 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Connection(asyncio.Protocol):
-    """The socket's reading side."""
+class _Connection(asyncio.BufferedProtocol):
+    """The socket's reading side. Large parts are read to where they stay."""
 
-    def __init__(self, process: WorkerProcess) -> None:
+    def __init__(self, process: WorkerProcess, outbox: Outbox) -> None:
         self._process = process
         self._decoder = parent_decoder()
         self._transport: asyncio.BaseTransport | None = None
+        self._outbox = outbox
+        self._buffer = memoryview(bytearray(_READ))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's interface
+        return self._buffer if self._decoder.room is None else self._decoder.room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        decoder = self._decoder
         try:
-            frames = self._decoder.feed(data)
+            frames = decoder.feed(bytes(self._buffer[:nbytes])) if decoder.room is None else decoder.filled(nbytes)
         except ProtocolError as error:
             self._process.broken(error)
             if self._transport is not None:
                 self._transport.close()
             return
         self._process.received(frames)
+
+    def pause_writing(self) -> None:
+        self._outbox.pause()
+
+    def resume_writing(self) -> None:
+        self._outbox.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's interface
         self._process.connection_ended()

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import msgspec
 
 from guardrails.core.timers import Bucket, TimerWheel
+from runners.protocol.parts import Incoming, Parts, Payload
 from runners.supervision.exit import Exit
 
-Answer = tuple[msgspec.Raw, memoryview]
+Answer = tuple[msgspec.Raw, Incoming]
 
 
 class Request:
@@ -57,7 +58,7 @@ class Request:
         self,
         number: int,
         body: bytes,
-        payload: bytes,
+        payload: Payload,
         *,
         deadline: float | None,
         redeliver: bool,
@@ -107,7 +108,7 @@ class Request:
         self.suspect = True
         self.strikes += by_itself or not exit.for_memory
 
-    def item(self, body: msgspec.Raw, payload: memoryview) -> bool:  # noqa: ARG002 - for those that can
+    def item(self, body: msgspec.Raw, payload: Incoming) -> bool:  # noqa: ARG002 - for those that can
         """An item of its answer has come. False if it may not have been sent."""
         return False
 
@@ -127,7 +128,7 @@ class Request:
         self.bucket = None
         self.on_expire(self)
 
-    def answer(self, body: msgspec.Raw, payload: memoryview) -> None:
+    def answer(self, body: msgspec.Raw, payload: Incoming) -> None:
         """The answer. A second one, or one for a caller that has left, changes nothing."""
         if not self.future.done():
             self.future.set_result((body, payload))
@@ -150,6 +151,8 @@ class Request:
         self._stop_timer()
 
     def _stop_timer(self) -> None:
+        if isinstance(self.payload, Parts):
+            self.payload = b""  # a worker may keep the request for a while; the caller's arrays are not kept for that
         bucket = self.bucket
         if bucket is not None:
             self.bucket = None

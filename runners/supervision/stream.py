@@ -18,6 +18,7 @@ from typing import Protocol, Self
 
 import msgspec
 
+from runners.protocol.parts import SLICE, Incoming, Payload
 from runners.supervision.report import Report
 from runners.supervision.request import Answer, Request
 
@@ -39,7 +40,7 @@ class StreamRequest(Request):
         self,
         number: int,
         body: bytes,
-        payload: bytes,
+        payload: Payload,
         *,
         deadline: float | None,
         redeliver: bool,
@@ -64,14 +65,16 @@ class StreamRequest(Request):
         """Whether the worker has sent all that it may. Not once the reader has left: then it is to end the stream."""
         return self.received >= self.allowed and self.waited_for
 
-    def item(self, body: msgspec.Raw, payload: memoryview) -> bool:
+    def item(self, body: msgspec.Raw, payload: Incoming) -> bool:
         """Keep an item for the reader, if there is one still. False if the worker may not have sent it."""
         if self.received >= self.allowed:
             return False
         self.received += 1
         if self.waited_for:
-            # Copied: it may be a small part of what was read from the socket at once, and would keep all of it.
-            self.buffer.append((body.copy(), memoryview(bytes(payload)) if payload else payload))
+            # Copied unless large: it may be a small part of what was read from the socket at once, and would keep all.
+            if isinstance(payload, memoryview) and 0 < len(payload) <= SLICE:
+                payload = memoryview(bytes(payload))
+            self.buffer.append((body.copy(), payload))
             self._wake()
         return True
 
@@ -81,7 +84,7 @@ class StreamRequest(Request):
         self.allowed = self.window
         self.received = 0
 
-    def answer(self, body: msgspec.Raw, payload: memoryview) -> None:
+    def answer(self, body: msgspec.Raw, payload: Incoming) -> None:
         """The end."""
         super().answer(body, payload)
         self._wake()

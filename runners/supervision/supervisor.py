@@ -34,6 +34,7 @@ from guardrails.core import events
 from guardrails.memory.monitor.names import forget_process, name_process
 from runners.errors import RunnerClosed, RunnerUnavailable, StartFailed, WrongEventLoop
 from runners.protocol.messages import Done, Failed
+from runners.protocol.parts import Incoming, Payload
 from runners.spec import WorkerSpec
 from runners.supervision.autoscale import Autoscale
 from runners.supervision.dispatch import Dispatcher
@@ -227,7 +228,7 @@ class Supervisor:
     def submit(
         self,
         body: bytes,
-        payload: bytes = b"",
+        payload: Payload = b"",
         *,
         seconds: float,
         redeliver: bool,
@@ -277,7 +278,7 @@ class Supervisor:
     def _wrong_loop(self, mend: str) -> WrongEventLoop:
         return WrongEventLoop(f"{self.spec.name}: the runner belongs to the event loop it was started in; {mend}")
 
-    def _answered(self, request: Request, message: Done | Failed, payload: memoryview) -> None:
+    def _answered(self, request: Request, message: Done | Failed, payload: Incoming) -> None:
         if self._was_failed and isinstance(message, Done):
             self._was_failed = False
             self.pool.policy.recovered()

@@ -27,6 +27,7 @@ from runners.protocol.messages import (
     Submit,
     ToParent,
 )
+from runners.protocol.parts import Incoming
 from runners.spec import WorkerSpec, budget_fits, budget_for
 from runners.supervision.exit import Exit
 from runners.supervision.memory import WorkerMemory, in_thread
@@ -42,6 +43,8 @@ _ANSWERS = (Done, Failed)
 _TO_EXIT = 30.0
 #: A wait that ends so many seconds late was held up by a blocked event loop.
 _STALLED = 0.1
+#: The answer to a request that the worker never had.
+_WITHDRAWN = ErrorInfo(kind="cancelled", message="dropped: its caller has left")
 
 
 class Worker:
@@ -66,7 +69,7 @@ class Worker:
         self,
         spec: WorkerSpec,
         *,
-        on_answer: Callable[[Request, Done | Failed, memoryview], None],
+        on_answer: Callable[[Request, Done | Failed, Incoming], None],
         on_exit: Callable[[Worker, Exit], None],
         python: str | None = None,
     ) -> None:
@@ -196,11 +199,18 @@ class Worker:
             request.given_at = now
         left = None if request.deadline is None else max(0.0, request.deadline - now)
         message = Submit(request.id, left, request.suspect, msgspec.Raw(request.body), request.window)
-        self.process.send(message, request.payload, now=idle)  # an idle one should not wait for the loop to come round
+        # An idle one should not wait for the loop to come round.
+        self.process.send(message, request.payload, size=len(request.body), now=idle)
 
     def cancel(self, request: Request) -> None:
-        """Tell it that nobody waits for a request any more. The request stays in flight until it is answered."""
-        self.process.send(Cancel(request.id))
+        """Tell it that nobody waits for a request any more. The request stays in flight until it is answered; one that
+        has not been sent whole is not sent at all.
+        """
+        if self.process.withdraw(request.id):
+            del self.in_flight[request.id]
+            self._on_answer(request, Failed(request.id, _WITHDRAWN), memoryview(b""))
+        else:
+            self.process.send(Cancel(request.id))
 
     def more(self, request: Request, count: int) -> None:
         """Tell it that the reader of a stream has taken so many items."""
@@ -275,7 +285,7 @@ class Worker:
 
     # What the process reports
 
-    def _message(self, message: ToParent, payload: memoryview) -> None:
+    def _message(self, message: ToParent, payload: Incoming) -> None:
         if isinstance(message, _ANSWERS):
             request = self.in_flight.pop(message.id, None)
             if request is not None:

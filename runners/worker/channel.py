@@ -1,7 +1,8 @@
 """The worker's end of the socket: blocking reads, and writes that go out together.
 
 One thread uses it, the worker's main thread, so there is no lock. Answers are gathered and sent with one system call
-when the worker has nothing more to do at once, or after half a millisecond.
+when the worker has nothing more to do at once, or after half a millisecond. A large one is sent at once, from where its
+arrays lie.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import time
 
 import msgspec
 
-from runners.protocol.frames import Decoder, FrameTooLarge, encode
+from runners.protocol.frames import Decoder, FrameTooLarge, cut, encode
 from runners.protocol.messages import Done, ErrorInfo, Failed, Item, Message, ToChild
+from runners.protocol.parts import SLICE, Incoming, Parts, Payload
 from runners.worker.engines.base import EngineError, Job
 
 _READ = 256 * 1024
@@ -35,71 +37,82 @@ class Channel:
         sock.setblocking(True)
         self._sock = sock
         self._decoder = decoder
-        self._inbox: list[tuple[ToChild, memoryview]] = []
+        self._inbox: list[tuple[ToChild, Incoming]] = []
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._out_since = 0.0
         self.streams = 0
 
-    def receive(self) -> tuple[ToChild, memoryview]:
+    def receive(self) -> tuple[ToChild, Incoming]:
         """The next message, waiting for it."""
         while not self._inbox:
-            self._inbox.extend(self._decoder.feed(self._read(0)))
+            self._inbox.extend(self._read(0))
         return self._inbox.pop(0)
 
-    def poll(self, *, wait: bool) -> list[tuple[ToChild, memoryview]]:
-        """Everything that has come. With `wait`, blocks until there is something."""
+    def poll(self, *, wait: bool) -> list[tuple[ToChild, Incoming]]:
+        """Everything that has come. With `wait`, blocks until there is something, which may be a part of a message."""
         frames, self._inbox = self._inbox, []
         if frames:
             return frames
         try:
-            data = self._read(0 if wait else socket.MSG_DONTWAIT)
+            return self._read(0 if wait else socket.MSG_DONTWAIT)
         except BlockingIOError:
             return []
-        return self._decoder.feed(data)
 
-    def _read(self, flags: int) -> bytes:
+    def _read(self, flags: int) -> list[tuple[ToChild, Incoming]]:
+        room = self._decoder.room
+        data = b""
         try:
-            data = self._sock.recv(_READ, flags)
+            if room is None:
+                data = self._sock.recv(_READ, flags)
+                count = len(data)
+            else:
+                count = self._sock.recv_into(room, 0, flags)
         except (ConnectionResetError, BrokenPipeError) as error:
             raise ParentGone from error
-        if not data:
+        if not count:
             raise ParentGone
-        return data
+        return self._decoder.feed(data) if room is None else self._decoder.filled(count)
 
-    def send(self, message: Message, payload: bytes = b"") -> None:
+    def send(self, message: Message) -> None:
         """Send now."""
-        self._put(encode(message, payload))
+        self._put(message)
         self.flush()
 
-    def item(self, job: Job, body: bytes, payload: bytes = b"") -> None:
+    def item(self, job: Job, body: bytes, payload: Payload = b"") -> None:
         """Send an item of a job's stream, with the next flush.
 
         Raises:
             EngineError: it is too large to be sent.
         """
         try:
-            frame = encode(Item(job.id, msgspec.Raw(body)), payload)
+            self._put(Item(job.id, msgspec.Raw(body)), payload, len(body))
         except FrameTooLarge as error:
             raise EngineError("unsendable", f"an item is too large: {error}") from error
-        self._put(frame)
 
-    def done(self, job: Job, body: bytes, payload: bytes = b"") -> None:
+    def done(self, job: Job, body: bytes, payload: Payload = b"") -> None:
         """Answer a job, with the next flush."""
         try:
-            frame = encode(Done(job.id, msgspec.Raw(body)), payload)
+            self._put(Done(job.id, msgspec.Raw(body)), payload, len(body))
         except FrameTooLarge as error:
             self.failed(job, ErrorInfo(kind="unsendable", message=f"the result is too large: {error}"))
             return
         self.streams -= job.window > 0
-        self._put(frame)
 
     def failed(self, job: Job, error: ErrorInfo) -> None:
         """Answer a job with an error, with the next flush."""
         self.streams -= job.window > 0
-        self._put(encode(Failed(job.id, error)))
+        self._put(Failed(job.id, error))
 
-    def _put(self, frame: bytes) -> None:
+    def _put(self, message: Message, payload: Payload = b"", size: int = 0) -> None:
+        if isinstance(payload, Parts) or size + len(payload) > SLICE:
+            frames = cut(message, payload)
+            self.flush()
+            for header, rest in frames:
+                self._send(header)
+                self._send(rest)
+            return
+        frame = encode(message, payload)
         if not self._out:
             self._out_since = time.monotonic()
         self._out.append(frame)
@@ -117,6 +130,9 @@ class Channel:
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         self._out.clear()
         self._out_bytes = 0
+        self._send(data)
+
+    def _send(self, data: bytes | memoryview) -> None:
         try:
             self._sock.sendall(data)
         except (ConnectionResetError, BrokenPipeError) as error:

@@ -48,6 +48,7 @@ def serve(channel: Channel, engine: StepEngine, board: Board) -> None:
                 engine.cancel(message.id, channel)
             elif isinstance(message, Drain):
                 draining = True
+            del message, payload  # else the last one's arrays stay while the next one's come
         idle = not engine.step(channel, steps)
         if idle or channel.due:
             channel.flush()

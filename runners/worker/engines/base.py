@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import msgspec
 
 from runners.protocol.messages import ErrorInfo, Submit
+from runners.protocol.parts import Incoming, Payload
 from runners.worker.engines.verdict import verdict_of
 
 
@@ -43,7 +44,7 @@ class Job:
 
     __slots__ = ("alone", "body", "deadline", "id", "payload", "window")
 
-    def __init__(self, submit: Submit, payload: memoryview) -> None:
+    def __init__(self, submit: Submit, payload: Incoming) -> None:
         self.id = submit.id
         self.alone = submit.alone
         self.body: msgspec.Raw = submit.body
@@ -60,7 +61,7 @@ class Job:
 class Replies(Protocol):
     """Where answers go: exactly one for each job, after its items. They are sent together when the worker flushes."""
 
-    def item(self, job: Job, body: bytes, payload: bytes = b"") -> None:
+    def item(self, job: Job, body: bytes, payload: Payload = b"") -> None:
         """The next piece of a streamed answer. Not more of them than `job.window` and `StepEngine.more` have allowed.
 
         Raises:
@@ -68,7 +69,7 @@ class Replies(Protocol):
         """
         ...
 
-    def done(self, job: Job, body: bytes, payload: bytes = b"") -> None:
+    def done(self, job: Job, body: bytes, payload: Payload = b"") -> None:
         """The answer, in the engine's own terms (msgpack), with raw array bytes beside it."""
         ...
 

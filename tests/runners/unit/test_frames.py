@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runners.protocol import frames
-from runners.protocol.frames import FrameTooLarge, ProtocolError, child_decoder, encode, parent_decoder
+from runners.protocol.frames import DISCARD, FrameTooLarge, ProtocolError, child_decoder, cut, encode, parent_decoder
 from runners.protocol.messages import (
     Cancel,
     Done,
@@ -26,6 +26,7 @@ from runners.protocol.messages import (
     Start,
     Submit,
 )
+from runners.protocol.parts import SLICE, Part, Parts, Received
 from runners.spec import Faults, WorkerSpec
 
 BODY = msgspec.msgpack.encode({"any": [1, "b"]})
@@ -144,3 +145,141 @@ def test_a_large_frame_in_many_reads_is_joined_once():
     got = [item for start in range(0, len(frame), 1000) for item in decoder.feed(frame[start : start + 1000])]
     assert [bytes(p) for _, p in got] == [payload]
     assert decoder._chunks == []
+
+
+# What is large goes before its message, in slices
+
+OPEN, OPEN_BYTES, A_SLICE, TAKES = 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFD, 0x80000000
+
+
+def large(number):
+    """A message with a large body, a small payload and two large parts."""
+    parts = [Part.of(bytes([number]) * (SLICE + 7)), Part.of(b"\x02" * (2 * SLICE), as_bytes=True)]
+    body = msgspec.Raw(msgspec.msgpack.encode("b" * (SLICE + 1)))
+    return Done(number, body), Parts([b"sm", b"all"], parts)
+
+
+def stream_of(frames):
+    return b"".join(header + bytes(rest) for header, rest in frames)
+
+
+def check(message, payload, number):
+    assert message.id == number
+    assert msgspec.msgpack.decode(message.body) == "b" * (SLICE + 1)
+    assert isinstance(payload, Received)
+    assert bytes(payload.small) == b"small"
+    first, second = payload.large
+    assert bytes(first.memory()) == bytes([number]) * (SLICE + 7)
+    assert not first.memory().readonly
+    assert second.data() == b"\x02" * (2 * SLICE)
+
+
+def read(decoder, stream, sizes):
+    """Read it as a connection does: to where the decoder has room, in pieces of such sizes."""
+    frames, position, sizes = [], 0, itertools.cycle(sizes)
+    while position < len(stream):
+        piece = stream[position : position + next(sizes)]
+        room = decoder.room
+        if room is None:
+            frames += decoder.feed(piece)
+        else:
+            piece = piece[: len(room)]
+            room[: len(piece)] = piece
+            frames += decoder.filled(len(piece))
+        position += len(piece)
+    return frames
+
+
+@given(st.lists(st.integers(1, 3 * SLICE), min_size=1, max_size=5), st.booleans())
+def test_large_messages_arrive_whole_whatever_the_cuts(sizes, room):
+    stream = stream_of(cut(*large(1))) + encode(Done(9, msgspec.Raw(BODY)), b"p") + stream_of(cut(*large(2)))
+    sizes = [max(size, 500) for size in sizes]
+    decoder = parent_decoder()
+    if room:
+        got = read(decoder, stream, sizes)
+    else:
+        got, position = [], 0
+        for size in itertools.cycle(sizes):
+            got += decoder.feed(stream[position : position + size])
+            position += size
+            if position >= len(stream):
+                break
+    (first, second), (small, payload), (third, fourth) = got
+    check(first, second, 1)
+    assert (small.id, bytes(payload)) == (9, b"p")
+    check(third, fourth, 2)
+    assert decoder.room is None
+
+
+@given(st.integers(1, 40))
+def test_small_messages_between_the_slices_of_a_large_one(size):
+    stream, numbers = b"", []
+    for number, (header, rest) in enumerate(cut(*large(1))):
+        if number:
+            numbers.append(100 + number)
+            stream += encode(Done(100 + number, msgspec.Raw(BODY)), bytes(number))
+        stream += header + bytes(rest)
+    *between, last = read(parent_decoder(), stream, [size * 1000, 3])
+    assert [(message.id, len(payload)) for message, payload in between] == [(n, n - 100) for n in numbers]
+    check(*last, 1)
+
+
+def test_large_parts_are_read_to_where_they_stay():
+    stream = stream_of(cut(Done(1, msgspec.Raw(BODY)), Parts([], [Part.of(bytes(8 * SLICE))])))
+    decoder = parent_decoder()
+    decoder.feed(stream[:100])
+    part = decoder._parts[0]
+    assert decoder.room.obj is part.memory().obj
+
+
+def test_what_is_discarded_is_forgotten():
+    frames = list(cut(*large(1)))
+    for kept in (1, 2, len(frames) - 1):
+        stream = stream_of(frames[:kept]) + DISCARD + stream_of(cut(*large(2)))
+        ((message, payload),) = parent_decoder().feed(stream)
+        check(message, payload, 2)
+
+
+def test_a_payload_of_bytes_that_is_large_arrives_as_one():
+    ((message, payload),) = parent_decoder().feed(stream_of(cut(Done(1, msgspec.Raw(BODY)), bytes(SLICE + 1))))
+    assert (message.id, len(payload), bytes(payload[:3])) == (1, SLICE + 1, bytes(3))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(10, A_SLICE)],  # of no part
+        [(10, OPEN), (11, A_SLICE)],  # more than the part has
+        [(10, OPEN), (10, OPEN)],  # the first has not come
+        [(10, OPEN), (0, TAKES)],  # the same
+        [(0, TAKES | 0x40000000)],  # a body that is not there
+        [(0, TAKES | 0x20000000)],  # a payload that is not there
+        [(0, OPEN)] * 5000,  # parts of nothing, without end
+        [(frames.MAX_FRAME + 1, OPEN)],
+        [(frames.MAX_FRAME + 1, OPEN_BYTES)],
+        [(0, 0xFFFFFFF0)],  # an unknown kind
+    ],
+)
+def test_headers_of_parts_that_cannot_be_are_refused(headers):
+    with pytest.raises(ProtocolError):
+        parent_decoder().feed(b"".join(struct.pack("<II", *header) for header in headers))
+
+
+def test_parts_of_one_message_are_limited_together(monkeypatch):
+    monkeypatch.setattr(frames, "MAX_FRAME", 10)
+    part = struct.pack("<II", 6, OPEN) + struct.pack("<II", 6, A_SLICE) + bytes(6)
+    with pytest.raises(ProtocolError, match="the limit is 10"):
+        parent_decoder().feed(part + part)
+
+
+def test_the_limit_of_a_large_message_when_sending(monkeypatch):
+    monkeypatch.setattr(frames, "MAX_FRAME", 3 * SLICE)
+    with pytest.raises(FrameTooLarge):
+        cut(*large(1))
+
+
+@given(st.lists(st.sampled_from([0, 5, 10, OPEN, A_SLICE, TAKES, TAKES | 0x60000000, 0xFFFFFFFC]), max_size=60))
+def test_any_headers_are_a_protocol_error_or_wait_for_more(numbers):
+    data = struct.pack(f"<{len(numbers)}I", *numbers)
+    with contextlib.suppress(ProtocolError):
+        parent_decoder().feed(data)

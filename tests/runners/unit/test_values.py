@@ -10,12 +10,16 @@ import decimal
 import enum
 import uuid
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from runners.protocol.frames import cut, parent_decoder
+from runners.protocol.messages import Done
+from runners.protocol.parts import SLICE, Parts
 from runners.protocol.values import UnsendableError, pack, unpack
 
 scalars = st.one_of(
@@ -201,3 +205,111 @@ def test_an_array_whose_head_is_damaged_never_reads_beyond_its_bytes(value, data
         return
     if isinstance(got, np.ndarray):
         assert got.nbytes <= len(payload)
+
+
+# Large buffers
+
+
+def sent(value):
+    """Through the codec and back."""
+    body, payload = pack(value)
+    stream = b"".join(header + bytes(rest) for header, rest in cut(Done(1, msgspec.Raw(body)), payload))
+    ((message, came),) = parent_decoder().feed(stream)
+    return unpack(message.body, came)
+
+
+def large(*shape, dtype="i4"):
+    return np.arange(np.prod(shape), dtype=dtype).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        large(300, 301),
+        large(300, 601)[:, ::2],
+        large(300, 301).T,
+        large(2, 300, 301)[::-1, :, 5:],
+        np.asfortranarray(large(300, 301)),
+        np.broadcast_to(np.float32(3), (300, 301)),
+        large(400_000, dtype="u1")[::-1],
+        large(100_000, dtype=">f8")[::3],
+        np.full(50_000, "text", "U4"),
+        np.full(50_000, np.datetime64("2026-01-02")),
+        np.zeros((0, 300_000)),
+    ],
+)
+def test_large_arrays_of_any_layout(value):
+    back = sent([value, 1])[0]
+    assert same(back, np.ascontiguousarray(value))
+    assert back.flags.writeable
+    assert back.flags.aligned
+
+
+def test_large_and_small_arrays_beside_one_another():
+    values = [large(70_000), large(3), large(80_000, dtype="u8"), large(5, dtype="u1"), large(2, dtype="c16")]
+    for came, value in zip(sent(values), values, strict=True):
+        assert same(came, value)
+
+
+def test_many_small_arrays_that_are_large_together():
+    values = [large(50_000), large(7, dtype="u1")] * 40
+    back = sent(values)
+    for came, value in zip(back, values, strict=True):
+        assert same(came, value)
+        assert came.flags.writeable
+        assert came.flags.aligned
+    back[0][:] = 1
+    assert same(back[2], values[2])
+
+
+def test_a_large_array_is_not_copied_to_be_sent():
+    value = large(70_000)
+    _, payload = pack(value)
+    assert isinstance(payload, Parts)
+    (piece,) = payload.large[0].pieces()
+    assert np.shares_memory(np.frombuffer(piece, "i4"), value)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda data: data,
+        lambda data: [data],
+        lambda data: ((data, 1), {"name": "x"}),
+        lambda data: {"a": {"b": [data]}, "c": data},
+        lambda data: [data] * 40,
+        lambda data: [*range(20), {"late": data}],
+    ],
+)
+def test_large_bytes_arrive_as_bytes_without_a_copy(kind, around):
+    data = bytes(range(256)) * (SLICE // 256)
+    body, payload = pack(around(kind(data)))
+    assert len(body) < 1000
+    assert payload.large[0].as_bytes
+    want = msgspec.msgpack.decode(msgspec.msgpack.encode(around(data)))
+    assert sent(around(kind(data))) == want
+
+
+def test_large_bytes_where_they_are_not_looked_for_arrive_too():
+    data = bytes(SLICE)
+    assert sent([*range(100), data])[-1] == data
+    assert sent([[[[[[[data]]]]]]]) == [[[[[[[data]]]]]]]
+
+
+def test_large_bytes_beside_what_is_not_data():
+    with pytest.raises(UnsendableError, match=r"builtins\.object"):
+        pack([bytes(SLICE), object()])
+
+
+@pytest.mark.parametrize("code", [2, 3])
+@pytest.mark.parametrize("number", [-1, 1, 2**40])
+def test_parts_that_are_not_there(code, number):
+    head = ("|u1", [1], number) if code == 2 else number
+    body = msgspec.msgpack.encode(msgspec.msgpack.Ext(code, msgspec.msgpack.encode(head)))
+    _, payload = pack(large(70_000))
+    stream = b"".join(header + bytes(rest) for header, rest in cut(Done(1, msgspec.Raw(body)), payload))
+    ((_, came),) = parent_decoder().feed(stream)
+    for beside in (came, memoryview(b"abc"), b"abc"):
+        with pytest.raises(ValueError, match="there is no part"):
+            unpack(body, beside)
