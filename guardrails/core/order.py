@@ -42,14 +42,17 @@ def check_order(guards: Sequence[Guard]) -> None:
 
 def _check_middle(guards: Sequence[Guard]) -> None:
     # A guard with two places (timeout: outermost as the deadline, innermost for the attempt) must stand in one of them.
+    # One with a range of places (keyed, which may hold any gate) stands somewhere in it.
     placed = [guard for guard in guards if guard.positions]
     for number, guard in enumerate(placed):
-        if len(guard.positions) == 1:
+        if not _two_places(guard):
             continue
         first, last = min(guard.positions), max(guard.positions)
-        outside = [other for other in placed[:number] if len(other.positions) == 1]
-        inside = [other for other in placed[number + 1 :] if len(other.positions) == 1]
-        if all(other.positions[0] <= first for other in outside) or all(other.positions[0] >= last for other in inside):
+        outside = [other for other in placed[:number] if not _two_places(other)]
+        inside = [other for other in placed[number + 1 :] if not _two_places(other)]
+        if all(min(other.positions) <= first for other in outside) or all(
+            max(other.positions) >= last for other in inside
+        ):
             continue
         trap = _TRAPS.get(
             (last, inside[0].positions[0]), "it is neither the deadline of the whole nor the limit of an attempt"
@@ -59,6 +62,10 @@ def _check_middle(guards: Sequence[Guard]) -> None:
             "deadline for everything) or innermost (a limit for each attempt), or pass check_order=False if you mean it"
         )
         raise ValueError(msg)
+
+
+def _two_places(guard: Guard) -> bool:
+    return max(guard.positions) - min(guard.positions) >= len(guard.positions)
 
 
 def _refuse(outer: Guard, inner: Guard) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar, overload
 
 from guardrails.core import events, validate
@@ -37,8 +38,8 @@ from guardrails.core.turnstile import Held, Turnstile
 from guardrails.core.waiting import Waiter, wake
 from guardrails.gates.concurrency import Aimd, Gradient
 from guardrails.gates.memory_cost import Charge, CostBook, Learned, size_class
-from guardrails.memory.reading import Scope, scope_reader
-from guardrails.memory.sampler import MemorySampler, shared_sampler
+from guardrails.memory.reading import Scope
+from guardrails.memory.sampler import NO_LIMIT, MemorySampler, shared_sampler
 from guardrails.memory.watermarks import Level, Watermarks
 
 P = ParamSpec("P")
@@ -48,8 +49,6 @@ Cost = Callable[..., "int | float | str"]
 DEFAULT_CONCURRENCY = 64
 #: Stands for "as many as memory has room for".
 _UNLIMITED = 1 << 40
-#: A limit on the process tree that is none: it is there so that the tree is measured.
-_NO_LIMIT = 1 << 60
 
 
 class Admit(Layer, Turnstile):
@@ -66,6 +65,7 @@ class Admit(Layer, Turnstile):
         priority: float | Priority,
         aging: float,
         key: Key | None,
+        limit: int | None,
         watermarks: Watermarks,
         sampler: MemorySampler,
         clock: Clock,
@@ -77,6 +77,7 @@ class Admit(Layer, Turnstile):
         self._book = None if self._learned is None else CostBook(self._learned)
         self._cost = memory if callable(memory) else None
         self.reads_call = self._cost is not None or (self._learned is not None and self._learned.size is not None)
+        self._tree_limit = limit
         self._scopes: Sequence[Scope] = ()
         self._headroom = 0  # bytes that calls may reserve together
         self._level: Level = "normal"
@@ -142,6 +143,10 @@ class Admit(Layer, Turnstile):
     def on_reading(self, scopes: Sequence[Scope]) -> None:
         """Take a new reading of memory (on the sampler's thread), and let in whom it makes room for."""
         dismissed: list[Waiter[int]] = []
+        if self._tree_limit is not None:
+            scopes = tuple(
+                replace(scope, limit=self._tree_limit) if scope.name == "processes" else scope for scope in scopes
+            )
         with self._lock:
             before = self._level
             level = self.watermarks.level(before, scopes)
@@ -174,7 +179,7 @@ class Admit(Layer, Turnstile):
             most = self.watermarks.room(self._scopes, self._fixed, most)
         self._books.resize(most)
         if self._fixed is None:
-            self._headroom = self.watermarks.room(self._scopes, 1, _NO_LIMIT)
+            self._headroom = self.watermarks.room(self._scopes, 1, NO_LIMIT)
 
     def _fits(self, nbytes: int) -> bool:
         return nbytes <= self._headroom
@@ -317,11 +322,9 @@ def admit(
         memory = Learned()
     if not isinstance(memory, Learned) and not callable(memory):
         memory = 0 if memory is None else parse_size(memory, "memory")
+    most = None if limit is None else parse_size(limit, "limit")
     if sampler is None:
-        if limit is not None:
-            sampler = MemorySampler(scope_reader(parse_size(limit, "limit")))
-        else:
-            sampler = MemorySampler(scope_reader(_NO_LIMIT)) if isinstance(memory, Learned) else shared_sampler()
+        sampler = shared_sampler(tree=most is not None or isinstance(memory, Learned))
     return Admit(
         name=name or "admit",
         concurrency=concurrency,
@@ -331,6 +334,7 @@ def admit(
         priority=priority,
         aging=aging,
         key=key,
+        limit=most,
         watermarks=watermarks,
         sampler=sampler,
         clock=clock,

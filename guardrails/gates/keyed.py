@@ -8,25 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import typing
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
+from guardrails.core import validate
 from guardrails.core.guard import Call, Gate, Position, Ticket
+from guardrails.core.keys import checked, plain
 from guardrails.core.names import KeyedName
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer
 
 G = TypeVar("G", bound=Gate)
 
+#: The places of gates that let in, refuse or have wait: the guard of a key is one of them.
+_GATES = (Position.BREAKER, Position.LIMITER, Position.ADMISSION)
+#: How many of the longest unused guards with something to remember are looked at for one that has forgotten it.
+_LOOK = 32
+
 
 class _Entry(Generic[G]):
     """A guard and how many calls are in it, running or waiting."""
 
-    __slots__ = ("calls", "guard", "key")
+    __slots__ = ("calls", "guard", "place")
 
-    def __init__(self, key: Hashable, guard: G) -> None:
-        self.key = key
+    def __init__(self, place: Hashable, guard: G) -> None:
+        self.place = place
         self.guard = guard
         self.calls = 0
 
@@ -45,42 +55,67 @@ class Keyed(Layer, Gate, Generic[G]):
         *,
         max_keys: int,
         name: str,
-        positions: tuple[Position, ...],
+        positions: tuple[Position, ...] | None,
     ) -> None:
         self.name = name
-        self.positions = positions
-        self.max_keys = max_keys
+        self._places_assumed = positions is None
+        self.positions = _places_of(factory) if positions is None else positions
+        self._max_keys = max_keys
         self._factory = factory
         self._key = key
         self._lock = threading.RLock()
-        self._entries: OrderedDict[Hashable, _Entry[G]] = OrderedDict()  # least recently used first
+        # By the key, in the form of `guardrails.core.keys`. All of them, the least recently used first; those without
+        # calls; and of these, those that had something to remember when it was last looked at.
+        self._entries: OrderedDict[Hashable, _Entry[G]] = OrderedDict()
+        self._idle: OrderedDict[Hashable, _Entry[G]] = OrderedDict()
+        self._remembering: OrderedDict[Hashable, _Entry[G]] = OrderedDict()
+        # Evicted guards that are still in use by hand: an open block, a waiting call or a variable holds them.
+        self._evicted: weakref.WeakValueDictionary[Hashable, G] = weakref.WeakValueDictionary()
 
     # What it is now
+
+    @property
+    def max_keys(self) -> int:
+        """Guards that are kept. Can be assigned to; a lower number evicts at once."""
+        return self._max_keys
+
+    @max_keys.setter
+    def max_keys(self, value: int) -> None:
+        value = validate.whole("max_keys", value, least=1)
+        with self._lock:
+            self._max_keys = value
+            self._shrink()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __contains__(self, key: Hashable) -> bool:
-        return key in self._entries
+        return checked(self.name, key) in self._entries
 
     def keys(self) -> list[Hashable]:
         """The keys that have a guard, least recently used first."""
         with self._lock:
-            return list(self._entries)
+            return [plain(place) for place in self._entries]
 
     def guard_of(self, key: Hashable) -> G:
-        """The guard of `key`, to look at it or to use it by hand; made if need be. It counts as a use."""
+        """The guard of `key`, to look at it or to use it by hand; made if need be. It counts as a use.
+
+        As long as it is held (by an open block, a call that waits in it, a variable), it is the guard of its key, also
+        when it has been evicted meanwhile.
+        """
+        place = checked(self.name, key)
         with self._lock:
-            entry = self._entry(key)
-            self._shrink(entry)
+            entry = self._use(place)
+            self._shrink()
+            self._release(entry)
             return entry.guard
 
     def describe(self) -> str:
         """One line for `Pipeline.describe`."""
-        return f"keyed {self.name!r}: a guard for each key, {self.max_keys} keys at most"
+        return f"keyed {self.name!r}: a guard for each key, {self._max_keys} keys at most"
 
     def __repr__(self) -> str:
-        return f"<keyed {self.name!r} {len(self._entries)} of {self.max_keys} keys>"
+        return f"<keyed {self.name!r} {len(self._entries)} of {self._max_keys} keys>"
 
     # The contract
 
@@ -129,29 +164,38 @@ class Keyed(Layer, Gate, Generic[G]):
         if call.args is None or call.kwargs is None:
             msg = f"{self.name}: key is a function of the call's arguments, and a block has none; use guard_of(key)"
             raise TypeError(msg)
-        key = self._key(*call.args, **call.kwargs)  # user code: outside the lock
+        place = checked(self.name, self._key(*call.args, **call.kwargs))  # user code: outside the lock
         with self._lock:
-            entry = self._entry(key)
-            entry.calls += 1
-            self._shrink(entry)
+            entry = self._use(place)
+            self._shrink()
             return entry
 
     def _leave(self, entry: _Entry[G]) -> None:
         with self._lock:
-            entry.calls -= 1
-            self._shrink(None)
+            self._release(entry)
+            self._shrink()
 
-    def _entry(self, key: Hashable) -> _Entry[G]:
-        # Under the lock.
-        try:
-            entry = self._entries.get(key)
-        except TypeError:
-            msg = f"{self.name}: key returned a {type(key).__name__}, which is not hashable"
-            raise TypeError(msg) from None
-        if entry is not None:
-            self._entries.move_to_end(key)
-            return entry
-        guard = self._factory(key)
+    # Under the lock
+
+    def _use(self, place: Hashable) -> _Entry[G]:
+        entry = self._entries.get(place)
+        if entry is None:
+            guard = self._evicted.pop(place, None)
+            entry = self._entries[place] = _Entry(place, self._made(place) if guard is None else guard)
+        else:
+            self._entries.move_to_end(place)
+            if not entry.calls and self._idle.pop(place, None) is None:
+                self._remembering.pop(place, None)
+        entry.calls += 1
+        return entry
+
+    def _release(self, entry: _Entry[G]) -> None:
+        entry.calls -= 1
+        if not entry.calls:
+            self._idle[entry.place] = entry
+
+    def _made(self, place: Hashable) -> G:
+        guard = self._factory(plain(place))
         if not isinstance(guard, Gate) or guard.interrupts:
             kind = "an interrupting gate" if isinstance(guard, Gate) else type(guard).__name__
             msg = f"{self.name}: factory must return a gate (a breaker, a limiter, ...), not {kind}"
@@ -159,18 +203,44 @@ class Keyed(Layer, Gate, Generic[G]):
         if type(getattr(guard, "name", None)) is str:
             with contextlib.suppress(AttributeError):  # a gate of one's own, whose name cannot be set
                 guard.name = KeyedName(guard.name, self.name)
-        entry = self._entries[key] = _Entry(key, guard)
-        return entry
+        if self._places_assumed and guard.positions:
+            self._places_assumed, self.positions = False, tuple(guard.positions)
+        return guard
 
-    def _shrink(self, keep: _Entry[G] | None) -> None:
-        # Under the lock. One that is in use stays, even if there are too many then: a second guard of its key would let
-        # in what the first refuses. Of the others the least recently used goes; those with nothing to remember first.
-        while len(self._entries) > self.max_keys:
-            idle = [entry for entry in self._entries.values() if not entry.calls and entry is not keep]
-            if not idle:
-                return
-            victim = next((entry for entry in idle if getattr(entry.guard, "state", "closed") == "closed"), idle[0])
-            del self._entries[victim.key]
+    def _shrink(self) -> None:
+        # One that is in use stays, even if there are too many then: a second guard of its key would let in what the
+        # first refuses.
+        while len(self._entries) > self._max_keys and (self._idle or self._remembering):
+            victim = self._victim()
+            del self._entries[victim.place]
+            self._evicted[victim.place] = victim.guard
+
+    def _victim(self) -> _Entry[G]:
+        # The least recently used, of those with nothing to remember if there are any. A guard is looked at once after
+        # each use of it, so that this takes constant time on average, however many there are.
+        while self._idle:
+            place, entry = self._idle.popitem(last=False)
+            if _forgettable(entry.guard):
+                return entry
+            self._remembering[place] = entry
+        oldest = list(islice(self._remembering.values(), _LOOK))
+        victim = next((entry for entry in oldest if _forgettable(entry.guard)), oldest[0])
+        return self._remembering.pop(victim.place)
+
+
+def _forgettable(guard: Gate) -> bool:
+    return bool(getattr(guard, "state", "closed") == "closed")
+
+
+def _places_of(factory: Callable[[Any], Gate]) -> tuple[Position, ...]:
+    """Where guards of a factory may stand: what it is declared to return says; else it is one of the gates' places."""
+    returned: object = factory
+    if not isinstance(factory, type):
+        with contextlib.suppress(Exception):  # hints may name what is imported for the type checker alone
+            returned = typing.get_type_hints(factory).get("return")
+    if isinstance(returned, type) and issubclass(returned, Gate):
+        return tuple(returned.positions)
+    return _GATES
 
 
 def keyed(
@@ -180,7 +250,7 @@ def keyed(
     key: Callable[..., Hashable],
     max_keys: int = 1000,
     name: str = "keyed",
-    positions: Sequence[Position] = (),
+    positions: Sequence[Position] | None = None,
 ) -> Keyed[G]:
     """A guard for each key: ``keyed(lambda host: breaker(name=host), key=lambda host, path: host)``.
 
@@ -192,7 +262,9 @@ def keyed(
             one with calls in it never: while more than `max_keys` are in use there may be that many. A guard that went
             has forgotten all, so take more keys than you expect.
         name: how it calls itself in errors; its guards have their own names.
-        positions: where it may stand in a pipeline, as `Guard.positions`; by default its place is not checked.
+        positions: where it may stand in a pipeline, as `Guard.positions`; by default where the guards of its factory
+            may, as its return type or the first of them says, and until then where any gate may: inside the strategies
+            (retry, fallback, cache, hedge). (): its place is not checked.
 
     Raises:
         ValueError: an argument is out of range. TypeError: it has the wrong type; a call's key is not hashable; or the
@@ -205,7 +277,7 @@ def keyed(
     if not isinstance(max_keys, int) or isinstance(max_keys, bool) or max_keys < 1:
         msg = f"max_keys takes a whole number of at least 1, not {max_keys!r}"
         raise ValueError(msg)
-    return Keyed(factory, key, max_keys=max_keys, name=name, positions=tuple(positions))
+    return Keyed(factory, key, max_keys=max_keys, name=name, positions=None if positions is None else tuple(positions))
 
 
 __all__ = ["Keyed", "keyed"]

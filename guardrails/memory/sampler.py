@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from guardrails.memory.reading import Scope, machine_scopes
+from guardrails.memory.reading import Scope, machine_scopes, scope_reader
 
 _log = logging.getLogger("guardrails.memory")
 
@@ -104,14 +104,30 @@ def _restart_after_fork(sampler: weakref.ref[MemorySampler]) -> None:
     os.register_at_fork(after_in_child=restart)
 
 
+#: A limit on the process tree that is none: it is there so that the tree is measured.
+NO_LIMIT = 1 << 60
+
 _shared: MemorySampler | None = None
+#: That of the process tree, while a guard uses it: few guards do.
+_shared_tree: weakref.ref[MemorySampler] | None = None
 _shared_lock = threading.Lock()
 
 
-def shared_sampler() -> MemorySampler:
-    """The sampler of the machine's scopes that all guards of this process share."""
-    global _shared  # noqa: PLW0603 - one thread for everybody is the point
+def shared_sampler(*, tree: bool = False) -> MemorySampler:
+    """The sampler that all guards of this process share, however many there are: one thread for all of them.
+
+    Args:
+        tree: that of the guards which need the memory of this process and its children too, as the scope ``processes``.
+            To measure it takes milliseconds, so the others have a sampler of their own.
+    """
+    global _shared, _shared_tree  # noqa: PLW0603 - one of each for all guards is the point
     with _shared_lock:
+        if tree:
+            sampler = None if _shared_tree is None else _shared_tree()
+            if sampler is None:
+                sampler = MemorySampler(scope_reader(NO_LIMIT))
+                _shared_tree = weakref.ref(sampler)
+            return sampler
         if _shared is None:
             _shared = MemorySampler()
         return _shared
