@@ -2,7 +2,9 @@
 
 It is opt-in: the variable ``RUNNERS_STATUS=1``, or the runner's ``publish_status=True``. The file is written once a
 second, in a thread, replaced in one piece, and removed when the runner closes. It holds numbers and the runner's name:
-nothing of any request. One that was left by a process that is gone is removed by whoever finds it.
+nothing of any request. One that was left by a process that is gone is not shown. In the default folder it is removed,
+by `runners top` and by the next runner that publishes there; in a folder that the user named nothing is removed but a
+runner's own file.
 
 The folder is private: ``$XDG_RUNTIME_DIR/runners``, else ``/tmp/runners-UID``, or the one that RUNNERS_STATUS names.
 It has mode 0700; one that belongs to somebody else, or that others may enter, is refused.
@@ -15,6 +17,7 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import stat
 import threading
 import time
@@ -31,6 +34,9 @@ INTERVAL = 1.0
 _MOST = 1 << 20
 #: Seconds by which two readings of a process's start may differ: the clock of the system is set now and then.
 _SAME_START = 3.0
+
+#: A status file, or a part of one that was being written: the process and the number of its runner.
+_NAME = re.compile(r"\.?([1-9][0-9]{0,9})-[1-9][0-9]{0,9}\.json", re.ASCII)
 
 _log = logging.getLogger("runners")
 _numbers = itertools.count(1)
@@ -210,6 +216,8 @@ class StatusFile:
                 with contextlib.suppress(FileExistsError):
                     self._folder.mkdir(mode=0o700)
                 self._started = process_started(os.getpid())
+                if self._folder in default_folders():
+                    read_all(self._folder)
             data = msgspec.json.encode(msgspec.structs.replace(status, process_started=self._started or 0.0))
             with _opened(self._folder) as folder:
                 _replace(folder, self._name, data)
@@ -244,22 +252,27 @@ def _replace(folder: int, name: str, data: bytes) -> None:
 
 
 def read_all(folder: Path) -> list[RunnerStatus]:
-    """What the runners of living processes say in `folder`, by name; what the dead left there is removed.
+    """What the runners of living processes say in `folder`, by name.
+
+    What the dead left is removed from a default folder, which nothing else is kept in: a file whose name is that of a
+    status file, and whose process is gone, or began at another time than the file says.
 
     Raises:
         OSError: the folder cannot be read; FileNotFoundError where there is none, `UnsafeFolder` if it is not private.
     """
     found = []
+    ours = folder in default_folders()
     with _opened(folder) as descriptor:
         for name in os.listdir(descriptor):  # noqa: PTH208 - a descriptor has no Path
-            number = name.removeprefix(".").partition("-")[0]
-            if not number.isdecimal() or not name.endswith(".json"):
+            parsed = _NAME.fullmatch(name)
+            if parsed is None:
                 continue
             status = None if name.startswith(".") else _read(descriptor, name)
-            started = process_started(int(number))
+            started = process_started(int(parsed[1]))
             if started is None or (status is not None and abs(started - status.process_started) > _SAME_START):
-                with contextlib.suppress(OSError):
-                    os.unlink(name, dir_fd=descriptor)
+                if ours:
+                    with contextlib.suppress(OSError):
+                        os.unlink(name, dir_fd=descriptor)
             elif status is not None:
                 found.append(status)
     return sorted(found, key=lambda status: (status.name, status.pid, status.number))

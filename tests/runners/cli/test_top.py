@@ -101,9 +101,7 @@ def test_one_snapshot_and_nothing_is_left(program: subprocess.Popen[str], folder
     assert list(folder.iterdir()) == []
 
 
-def test_what_a_killed_program_left_is_not_shown_and_removed(program: subprocess.Popen[str], folder: Path) -> None:
-    (folder / f".{program.pid}-1.json").write_text("half")
-    (folder / "notes.txt").write_text("somebody else's")
+def test_what_a_killed_program_left_is_not_shown(program: subprocess.Popen[str], folder: Path) -> None:
     program.kill()
     program.wait()
     shown = top(folder, "--once")
@@ -111,8 +109,57 @@ def test_what_a_killed_program_left_is_not_shown_and_removed(program: subprocess
     assert "no runner publishes its status" in shown.stderr
     assert "RUNNERS_STATUS=1" in shown.stderr
     assert str(folder) in shown.stderr
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     assert json.loads(top(folder, "--json").stdout) == []
+
+
+def test_in_a_folder_that_the_user_named_nothing_is_removed(program: subprocess.Popen[str], folder: Path) -> None:
+    dead = dead_process()
+    for name in (f"{dead}-1.json", f".{dead}-1.json", f"{dead}-report.json", f"{dead}.json", "2024-1.json"):
+        (folder / name).write_text("{}")
+    before = sorted(path.name for path in folder.iterdir())
+    assert len(json.loads(top(folder, "--json", "--folder", str(folder)).stdout)) == 1
+    assert len(json.loads(top(folder, "--json").stdout)) == 1
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+#: What the dead left in the default folder, and what is somebody else's, as a process that is gone would have it.
+_LEFT = ("{dead}-1.json", ".{dead}-1.json", "{dead}-22.json")
+_KEPT = ("notes.txt", "{dead}-report.json", "{dead}.json", "{dead}-1.json.bak", "0{dead}-1.json", "{dead}-1-2.json")
+
+
+@pytest.mark.parametrize("by", ["top", "publisher"])
+def test_in_the_default_folder_what_the_dead_left_is_removed(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("RUNNERS_STATUS", raising=False)
+    folder = tmp_path / "runners"
+    folder.mkdir(mode=0o700)
+    dead = dead_process()
+    for name in (*_LEFT, *_KEPT):
+        (folder / name.format(dead=dead)).write_text("half")
+    kept = {name.format(dead=dead) for name in _KEPT}
+    if by == "top":
+        shown = subprocess.run(
+            [sys.executable, "-m", "runners", "top", "--json"], capture_output=True, text=True, timeout=20, check=True
+        )
+        assert json.loads(shown.stdout) == []
+        assert {path.name for path in folder.iterdir()} == kept
+    else:
+        file = StatusFile(folder)
+        file.write(a_status())
+        assert {path.name for path in folder.iterdir()} == {*kept, f"{os.getpid()}-{file.number}.json"}
+        (folder / f"{dead}-1.json").write_text("half")
+        file.write(a_status())  # it looks once
+        assert (folder / f"{dead}-1.json").exists()
+        file.remove()
+
+
+def dead_process() -> int:
+    """A number that was a process's."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
 
 
 def in_order(terminal: Terminal) -> bool:
@@ -231,7 +278,11 @@ def test_a_file_is_replaced_in_one_piece_and_not_written_after_it_was_removed(fo
     assert list(folder.iterdir()) == []
 
 
-def test_a_number_that_another_process_has_now_is_not_taken_for_the_first(folder: Path) -> None:
+def test_a_number_that_another_process_has_now_is_not_taken_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    folder = tmp_path / "runners"
     StatusFile(folder).write(a_status())
     (path,) = folder.iterdir()
     told = json.loads(path.read_text())
