@@ -40,7 +40,6 @@ That was the machine alone. To have everything checked that a launch needs, desc
 _FILE = "runners.toml"
 _SIGNS = {"ok": "✓", "warning": "!", "failure": "✗"}
 _COLOURS = {"ok": "32", "warning": "33", "failure": "31"}
-_PIPE_CLOSED = 128 + 13
 _INTERRUPTED = 128 + 2
 
 
@@ -80,15 +79,10 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def run(options: argparse.Namespace) -> int:
     """Run it; the exit status. What cannot be run is one line on standard error for each problem."""
     try:
-        status = _run(options)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
-        return _PIPE_CLOSED
+        return _run(options)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return _INTERRUPTED
-    return status
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -42,7 +41,6 @@ examples:
 
 Where the input is no terminal, each line of it is a message, and each answer ends with an empty line.
 """
-_PIPE_CLOSED = 128 + 13
 _INTERRUPTED = 128 + 2
 
 
@@ -96,12 +94,9 @@ def run(options: argparse.Namespace) -> int:
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     act: Callable[[argparse.Namespace], int] = _complete if options.command == "complete" else talk
     try:
-        status = act(options)
-        sys.stdout.flush()
-        return status
+        return act(options)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
-        return _PIPE_CLOSED
+        raise
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return _INTERRUPTED

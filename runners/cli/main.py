@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guardrails.core.errors import MissingExtra
-from runners.cli import doctor, generate
+from runners.cli import doctor, generate, streams
 
 _DESCRIPTION = """\
 Models in supervised subprocesses: restarted when they pass a memory budget, without losing a request.
@@ -40,6 +40,10 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status."""
+    return streams.run(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="runners", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )

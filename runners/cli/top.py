@@ -87,7 +87,9 @@ def _print(statuses: list[RunnerStatus]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)  # a file has no edge
-    console.print(view(statuses, Rates(), time.time()))
+    with console.capture() as shown:  # rich would end the program itself when the reader has gone
+        console.print(view(statuses, Rates(), time.time()))
+    print(shown.get(), end="")
 
 
 # Live
