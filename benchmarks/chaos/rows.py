@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import random
 import signal
@@ -37,6 +38,8 @@ MIB = 2**20
 _WHOLE = 60
 _CALLS = 5_000
 _LEAVERS = 1000
+#: Workers that a request which jumps may end: the first one may have been filled by others, two it has to itself.
+_JUMPS = 3
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,20 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table."""
+    """One line of the table: what was measured, whether all that happened is right, and whether it was quick enough.
+
+    A test on a machine that does something else meanwhile looks at `correct` alone.
+    """
 
     engine: str
     measured: str
-    good: bool
+    correct: bool
+    quick: bool = True
+
+    @property
+    def good(self) -> bool:
+        """Whether it is all that the row promises."""
+        return self.correct and self.quick
 
 
 Row = Callable[[Options], AsyncIterator[Result]]
@@ -126,13 +138,13 @@ async def kill(options: Options) -> AsyncIterator[Result]:
                 await until(lambda: len(ends) >= kills)  # noqa: B023 - awaited here
             load = max(event.seconds for _, event in loads)
         allowed = 3 * before.p99() + load
-        good = crowd.lost == crowd.twice == 0 and crowd.p99() <= allowed and len(ends) == kills > 0
         yield Result(
             side.name,
             f"{crowd.asked:,} calls, {kills} kills: {crowd.lost} lost, {crowd.twice} twice; "
             f"p99 {crowd.p99() * 1e3:.0f} ms, allowed {allowed * 1e3:.0f} "
             f"(calm {before.p99() * 1e3:.0f}, load {load * 1e3:.0f})",
-            good and (options.seconds < _WHOLE or crowd.asked >= _CALLS),
+            crowd.lost == crowd.twice == 0 and len(ends) == kills > 0,
+            crowd.p99() <= allowed and (options.seconds < _WHOLE or crowd.asked >= _CALLS),
         )
 
 
@@ -166,7 +178,8 @@ async def leak(options: Options) -> AsyncIterator[Result]:
             side.name,
             f"{len(replaced)} replacements, {crowd.asked:,} calls: {crowd.lost} lost, {crowd.twice} twice; p99 during "
             f"them {ratio:.2f} x steady; largest {largest / MIB:.0f} MiB of {hard / MIB:.0f}, {killed} killed",
-            crowd.lost == crowd.twice == 0 and largest <= hard and not ratio > 2,
+            crowd.lost == crowd.twice == 0 and largest <= hard,
+            not ratio > 2,
         )
 
 
@@ -187,15 +200,13 @@ async def jump(options: Options) -> AsyncIterator[Result]:
             ended = [(event.pid, when) for when, event in ends if event.reason in ("hard_budget", "oom_kill")]
             await asyncio.sleep(0.5)
         slowest = max((when - passed.get(pid, when) for pid, when in ended), default=float("nan"))
-        # Cut short, this is a test of what happens, on a machine that may do something else: before the jump ends by
-        # itself, which is after a second. How quick it is, is for the whole run to measure.
-        allowed = 0.25 if options.seconds >= _WHOLE else 1.0
         yield Result(
             side.name,
             f"killed at most {slowest * 1e3:.0f} ms after passing it, "
             f"culprit {'quarantined' if poisoned else 'NOT quarantined'} after {len(ended)}; "
             f"of {crowd.asked:,} others {crowd.lost} lost",
-            poisoned and len(ended) == 2 and slowest < allowed and crowd.lost == crowd.twice == 0,
+            poisoned and len(ended) <= _JUMPS and crowd.lost == crowd.twice == 0,
+            slowest < 0.25,
         )
 
 
@@ -220,7 +231,7 @@ async def hang(options: Options) -> AsyncIterator[Result]:
                     await asyncio.wait((culprit,))
             yield Result(
                 side.name, f"{fault}: replaced after {noticed:.2f} s; of {crowd.asked:,} others {crowd.lost} lost",
-                crowd.lost == crowd.twice == 0 and noticed < 2.5,
+                crowd.lost == crowd.twice == 0, noticed < 2.5,
             )  # fmt: skip
 
 
@@ -256,8 +267,9 @@ async def crash_loop(options: Options) -> AsyncIterator[Result]:  # noqa: ARG001
     yield Result(
         "function",
         f"failed after {failed:.2f} s; 200 refused in at most {slowest * 1e3:.2f} ms, retry_after {retry_after:.2f} s; "
-        f"healed by itself {healed:.2f} s after the mend",
-        works and slowest < 0.001 and retry_after is not None,
+        f"healed by itself {healed:.2f} s after the fix",
+        works and retry_after is not None,
+        slowest < 0.001,
     )
 
 
@@ -283,11 +295,11 @@ async def orphans(options: Options) -> AsyncIterator[Result]:  # noqa: ARG001
         await asyncio.to_thread(parent.wait)
         parent.stdout.close()
         try:
-            gone = await until(partial(_all_gone, pids), 2)
+            gone = await until(partial(_all_gone, pids))
             measured = f"kill -9 of the {what}: {len(pids)} workers gone after {gone * 1e3:.0f} ms"
         except TimeoutError:
-            gone, measured = None, f"kill -9 of the {what}: workers left after 2 s"
-        yield Result("function", measured, gone is not None and len(pids) == 3)
+            gone, measured = math.inf, f"kill -9 of the {what}: workers left after 30 s"
+        yield Result("function", measured, gone < math.inf and len(pids) == 3, gone < 2)
 
 
 def _all_gone(pids: list[int]) -> bool:
@@ -310,7 +322,7 @@ async def leavers(options: Options) -> AsyncIterator[Result]:
         # Both sides of the boundary have one clock. A call may begin as long as the cancellation is under way.
         late = [number for number, when in await runner(-1) if when > left.get(number, float("inf")) + 0.05]
     yield Result(
-        "function", f"{measured}; {len(late)} begun more than 50 ms after their caller left", balanced and not late
+        "function", f"{measured}; {len(late)} begun more than 50 ms after their caller left", balanced, not late
     )
     side = SIDES[1]
     runner = side.runner()
@@ -353,7 +365,8 @@ async def frames(options: Options) -> AsyncIterator[Result]:
         "codec",
         f"{', '.join(f'{how} {count:,}' for how, count in sorted(ends.items()))}; slowest {slowest * 1e3:.1f} ms, "
         f"grown by {grown:.1f} MiB",
-        slowest < 0.1 and grown < 8,
+        grown < 8,
+        slowest < 0.1,
     )
     workers = await fuzz_workers(40, options.seed)
     measured = ", ".join(f"{how} {count}" for how, count in sorted(workers.items()))

@@ -217,7 +217,7 @@ class Dispatcher:
                 continue
             ran = request.id in running
             if ran:
-                request.outlived(exit, by_itself=others - ran - request.begun == 0)
+                request.outlived(exit, by_itself=request.given_unfilled or others - ran - request.begun == 0)
             error = closed() if closed is not None else self._verdict(request, exit, ran=ran)
             if error is None:
                 request.again()

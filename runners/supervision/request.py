@@ -27,6 +27,7 @@ class Request:
         future: resolves once, with the answer or an error.
         accepted: when it came, on the loop's clock.
         given_at: when the first worker had it; None before.
+        given_unfilled: whether the worker that runs it by itself, as a suspect, held little memory before.
         affinity: what has the same goes to the same worker, if that has room; None: anywhere.
         abandoned_at: when its caller left, on the loop's clock; None while it waits.
     """
@@ -45,6 +46,7 @@ class Request:
         "deaths",
         "future",
         "given_at",
+        "given_unfilled",
         "id",
         "on_expire",
         "payload",
@@ -72,6 +74,7 @@ class Request:
         self.deaths = 0
         self.strikes = 0
         self.suspect = False
+        self.given_unfilled = False
         self.future = future
         self.abandoned_at: float | None = None
         self.accepted = 0.0
@@ -97,7 +100,7 @@ class Request:
         return False
 
     def outlived(self, exit: Exit, *, by_itself: bool) -> None:  # noqa: A002
-        """The worker that ran it has died; `by_itself` says that it had run nothing else. Ends that we cause on purpose
+        """The worker that ran it has died; `by_itself` says that no other had filled it. Ends that we cause on purpose
         say nothing about a request; that memory ran out says so only of one that had the worker to itself.
         """
         if exit.planned:

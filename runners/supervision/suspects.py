@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from runners.supervision.request import Request
 from runners.supervision.worker import Worker
 
+#: A worker that holds no more than this many times what it did when it was loaded has not been filled by others.
+_UNFILLED = 1.25
+
 
 class Suspects:
     """The queue of suspects, served before other requests.
@@ -65,7 +68,9 @@ class Suspects:
             if worker is None:
                 return
             worker.reserved = False
-            worker.give(self.take(), now)
+            request = self.take()
+            request.given_unfilled = worker.private <= worker.baseline * _UNFILLED
+            worker.give(request, now)
 
 
 def _reserve(workers: Iterable[Worker]) -> None:

@@ -81,11 +81,11 @@ TOOL = {"type": "function", "function": {"name": "weather", "description": "<é>
 
 
 def fails(source, messages=HELLO, *, seconds=0.1, **more):
-    """The error of a template, which comes soon."""
-    start = time.monotonic()
+    """The error of a template, which comes soon: in processor time, whatever else the machine does."""
+    start = time.process_time()
     with pytest.raises(EngineError) as caught:
         ChatTemplate(source, "<s>", "</s>", seconds=seconds).render(messages, **more)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     return caught.value
 
 
