@@ -39,7 +39,7 @@ def anyio_backend():
     return "asyncio"
 
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 def embedder(**options):

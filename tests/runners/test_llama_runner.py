@@ -40,7 +40,7 @@ from tests.support import until
 from .engines import tiny_gguf
 from .engines.tiny_gguf import EOS, IM_END
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 NO_END = {EOS: -100.0, IM_END: -100.0}
 #: The text of a seed does not depend on who else is in the batch.
 EXACT = {"kv_type": "f32", "flash_attention": False}

@@ -24,6 +24,8 @@ import pytest
 
 import guardrails
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 FILES = [HERE / "decorated.py", HERE / "built.py"]

@@ -18,6 +18,8 @@ from runners.cli.generate import harmless
 from runners.cli.models import ModelsMissing, find_smollm2
 from tests.support import Terminal
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("llama_cpp")
 try:
     MODEL = os.fspath(find_smollm2())

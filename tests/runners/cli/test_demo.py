@@ -13,6 +13,8 @@ import pytest
 
 from tests.support import wait_for
 
+pytestmark = pytest.mark.slow
+
 TEXTS = 200
 
 

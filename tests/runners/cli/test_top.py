@@ -21,6 +21,8 @@ from runners.cli.top_view import Rates, age, bar, rate, sparkline, view
 from runners.supervision.status import RunnerStatus, StatusFile, UnsafeFolder, WorkerStatus, read_all, wanted
 from tests.support import ROOT, Terminal, wait_for
 
+pytestmark = pytest.mark.slow
+
 IMPORTABLE = ROOT / "tests/runners/supervision/importable"
 
 _PROGRAM = """

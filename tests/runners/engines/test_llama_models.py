@@ -15,7 +15,7 @@ from runners.worker.engines.llama.logs import Log
 
 llama_cpp = pytest.importorskip("llama_cpp")
 pytest.importorskip("jinja2")
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 SYSTEM = "You are a helpful assistant who knows a lot about the world and answers briefly. " * 4
 QUESTIONS = [
     "What is the capital of France?",
