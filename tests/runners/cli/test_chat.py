@@ -31,13 +31,24 @@ SHORT = ("--context", "512", "--temperature", "0")
 
 def runners(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "runners", *arguments]
-    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=110, check=False)
+    done.stderr = without_progress(done.stderr)
+    return done
+
+
+def without_progress(stderr: str) -> str:
+    """What a command says besides that it is still loading, which depends on how busy the machine is."""
+    return re.sub(r"^loading [^\n]*: \d+ s\n", "", stderr, flags=re.MULTILINE)
 
 
 def test_complete_prints_what_comes_and_nothing_else() -> None:
-    done = runners("complete", MODEL, "The capital of France is", *SHORT, "--stop", ".")
+    arguments = ("complete", MODEL, "The capital of France is", *SHORT, "--max-tokens", "8")
+    told = json.loads(runners(*arguments, "--json").stdout)
+    done = runners(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == " Paris\n"
+    assert done.stdout == harmless(told["text"]).removesuffix("\n") + "\n"
+    stop = told["text"][-2:]
+    assert runners(*arguments, "--stop", stop).stdout == harmless(told["text"].partition(stop)[0]) + "\n"
 
 
 def test_complete_reads_the_prompt_and_tells_numbers() -> None:
@@ -46,18 +57,20 @@ def test_complete_reads_the_prompt_and_tells_numbers() -> None:
     told = json.loads(done.stdout)
     assert (told["finish_reason"], told["completion_tokens"]) == ("length", 3)
     assert told["prompt_tokens"] >= 6
-    assert "four" in told["text"]
+    assert told["text"]
 
 
 def test_piped_messages_are_one_conversation_until_reset() -> None:
-    done = runners(
-        "chat", MODEL, *SHORT, "--max-tokens", "12", "--system", "You are short.",
-        typed="Name a fruit.\n\nName a fruit.\n/reset\nName a fruit.\n/exit\nnever answered\n",
-    )  # fmt: skip
+    # Each message fills more than half of the context: two of one conversation do not fit.
+    arguments = ("chat", MODEL, *SHORT, "--max-tokens", "4")
+    message = "word " * 300
+    done = runners(*arguments, typed=f"{message}\n{message}\nnever answered\n")
+    assert done.returncode == 1
+    assert "512" in done.stderr
+    assert done.stdout.count("\n\n") == 1
+    done = runners(*arguments, typed=f"{message}\n/reset\n{message}\n/exit\nnever answered\n")
     assert (done.returncode, done.stderr) == (0, "")
-    first, second, third = done.stdout.rstrip("\n").split("\n\n")
-    assert first == third
-    assert first != second
+    assert done.stdout.count("\n\n") == 2
 
 
 def test_a_reader_that_goes_away_ends_it() -> None:
@@ -65,10 +78,10 @@ def test_a_reader_that_goes_away_ends_it() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert process.stdout.read(4)
+        assert process.stdout.read(1)
         process.stdout.close()
-        assert process.wait(timeout=20) == 128 + 13
-        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 128 + 13
+        assert without_progress(process.stderr.read().decode()) == ""
 
 
 def test_ctrl_c_ends_a_completion() -> None:
@@ -76,10 +89,10 @@ def test_ctrl_c_ends_a_completion() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert process.stdout.read(4)
+        assert process.stdout.read(1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 128 + signal.SIGINT
-        assert process.stderr.read() == b"\n"
+        assert process.wait(timeout=60) == 128 + signal.SIGINT
+        assert without_progress(process.stderr.read().decode()) == "\n"
         assert process.stdout.read().endswith(b"\n")
 
 
@@ -129,7 +142,7 @@ def chat() -> Iterator[Terminal]:
 
 def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(chat: Terminal) -> None:
     chat.type("Tell me a long story about a ship.\n")
-    chat.until(r"ship\.\r\n.*?\w+ \w+ \w+")  # it has begun
+    chat.until(r"ship\.\r\n.*?\S")  # it has begun
     chat.type("\x03")
     chat.until(r"Stopped\..*> ")
     chat.type("half a line")
@@ -146,12 +159,12 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(chat: Terminal) -> None:
 
 def test_a_worker_that_dies_costs_one_answer(chat: Terminal) -> None:
     chat.type("Tell me a long story about a ship.\n")
-    chat.until(r"ship\.\r\n.*?\w+ \w+ \w+")
+    chat.until(r"ship\.\r\n.*?\S")
     (worker,) = psutil.Process(chat.process.pid).children()
     worker.kill()
     assert "SIGKILL" in chat.until(r"The message was not answered; send it again, or /exit\..*> ")
     chat.type("Say: yes.\n")
-    chat.until(r"yes\.\r\n.*?\w+")
+    chat.until(r"yes\.\r\n.*?\S")
     chat.type("\x03")
     chat.until("> ")
     chat.type("/exit\n")
