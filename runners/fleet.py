@@ -180,6 +180,11 @@ class Fleet(Mapping[str, R]):
         """Close all runners, each within its grace."""
         await self._end(*(runner.close() for runner in self._runners.values()))
 
+    def kill(self) -> None:
+        """End all workers of all runners at once, from any thread, without the event loop; see `Runner.kill`."""
+        for runner in self._runners.values():
+            runner.kill()
+
     async def __aenter__(self) -> Self:
         """`start`."""
         return await self.start()

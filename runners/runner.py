@@ -6,9 +6,11 @@ included).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -167,6 +169,22 @@ class Runner:
     async def close(self) -> None:
         """Answer what is accepted, for `grace` seconds at most, then end the workers. Closing again does nothing."""
         await self._supervisor.close(self.grace)
+
+    def kill(self) -> None:
+        """End all workers at once; what was accepted fails with `RunnerClosed`. Again, it does nothing.
+
+        Unlike `close` it works in any thread, and when the event loop of the runner is closed or blocked. It is also
+        what ends the workers of a runner that was dropped without `close`.
+        """
+        self._supervisor.kill()
+
+    def __del__(self) -> None:
+        """`kill`, as the last resort."""
+        supervisor = getattr(self, "_supervisor", None)  # None: the arguments were refused
+        if supervisor is not None and supervisor.state not in ("new", "stopped"):
+            with contextlib.suppress(Exception):  # at the interpreter's end nothing may be left to say it with
+                warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
+            supervisor.kill()
 
     async def recycle(self) -> None:
         """Replace every worker by a new one, one after the other, and return when that is done. No request is lost.

@@ -13,13 +13,14 @@ class Exit:
     """The end of one worker process.
 
     Attributes:
-        code: exit status, or the negated signal number, as `subprocess` has it.
+        code: exit status, or the negated signal number, as `subprocess` has it; None where the application has fetched
+            it, or ignores SIGCHLD.
         reason: why we ended it (``"memory"``, ``"stuck"``, ``"stopped"`` ...), or None when it ended by itself.
         stderr: the last lines of its standard error.
         oom: for a SIGKILL that was not ours: whether the kernel sent it because memory ran out. None: not known.
     """
 
-    code: int
+    code: int | None
     reason: str | None
     stderr: str
     oom: bool | None = None
@@ -31,6 +32,8 @@ class Exit:
             return self.reason
         if self.oom:
             return "oom_kill"
+        if self.code is None:
+            return "exit_unknown"
         return _signal_name(-self.code).lower() if self.code < 0 else f"exit_{self.code}"
 
     @property
@@ -54,6 +57,8 @@ class Exit:
         """For people."""
         if self.reason is not None:
             return f"was ended by the runner ({self.reason})"
+        if self.code is None:
+            return "ended; how is not known, since the application ignores SIGCHLD or waits for any child"
         if self.code >= 0:
             return f"exited with status {self.code}"
         if self.oom:

@@ -5,8 +5,8 @@
     WorkerProcess.start ──▶ Popen ──▶ on_message* ──▶ on_exit, exactly once
 
 The process is started on the event loop's thread. That takes the milliseconds of a `vfork`, and must be this thread:
-the kernel kills the child when the thread that started it ends (see `runners.worker.main`). Its end is noticed
-through a pidfd where the system has them, else by a thread that waits. Everything else here runs on the loop's
+the kernel kills the child when the thread that started it ends (see `runners.worker.main`). How its end is
+noticed is in `ending`. Everything else here runs on the loop's
 thread; nothing needs a lock.
 
 An exit is reported only after everything that the worker sent before it has been read, so that an answer sent with
@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -36,17 +37,21 @@ from runners.protocol.messages import Message, Start, ToParent
 from runners.protocol.parts import SLICE, Incoming, Parts, Payload
 from runners.spec import WorkerSpec
 from runners.supervision.cores import Cores
+from runners.supervision.ending import exit_code, reap, when_ended
 from runners.supervision.exit import Exit
 from runners.supervision.oom import LOOK_EVERY, OomWatch
 from runners.supervision.outbox import Outbox
 from runners.supervision.spawn import cannot_start, environment, grant
 
+#: The variable that marks a worker and what it starts.
+_MARK = "RUNNERS_WORKER"
 _ROOT = str(Path(__file__).resolve().parents[2])
 # Our package, and no other `runners` that the working directory may hold, is imported from where the parent has it;
 # the folder is on the path for that one import only, so that nothing else in it can hide a module of the standard
 # library.
 _PROGRAM = (
     "import sys; root = sys.argv.pop(1); sys.path.insert(0, root); import runners; sys.path.remove(root); "
+    f"from runners.worker.guard import guard; guard({_MARK!r}); "
     "from runners.worker.main import main; main()"
 )
 #: What a line of output may begin with, ``<0>`` (worst) to ``<7>``, and how it is logged then.
@@ -90,6 +95,7 @@ class WorkerProcess:
         self._outbox = Outbox()
         self._reason: str | None = None
         self._expected: str | None = None
+        self._dead = False
         self._code: int | None = None
         self._eof = False
         self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -112,18 +118,20 @@ class WorkerProcess:
             raise cannot_start(self.spec, self.python, error) from error
         try:
             self._spawn(theirs)
+            when_ended(loop, self._popen, lambda: self._ended(loop))
         except (
             OSError,
+            RuntimeError,
             TypeError,
             ValueError,
-        ) as error:  # TypeError, ValueError: variables that no environment can have
+        ) as error:  # TypeError, ValueError: variables that no environment can have; RuntimeError: no thread is left
             ours.close()
-            self._let_go()
+            self.kill("start_failed")
+            self.abandon()
             raise cannot_start(self.spec, self.python, error) from error
         finally:
             theirs.close()
         ours.setblocking(False)
-        self._watch_exit(loop)
         connecting = loop.create_task(self._connect(loop, ours))
         try:
             await asyncio.shield(connecting)
@@ -157,7 +165,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=environment(self.spec),
+                env={**environment(self.spec), _MARK: secrets.token_hex(8)},
                 pass_fds=(theirs.fileno(), self.board.fd),
                 start_new_session=True,
             )
@@ -196,12 +204,23 @@ class WorkerProcess:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def kill(self, reason: str) -> None:
-        """End the worker and everything in its process group, at once. `reason` is what its `Exit` will say."""
-        if self.exited or self._code is not None or not self.pid:
-            return
-        self._reason = self._reason or reason
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        """End the worker and everything in its process group, at once. `reason` is what its `Exit` will say.
+
+        It may be called in any thread, and without the event loop.
+        """
+        if self.pid and not self.exited and not self._dead:
+            self._reason = self._reason or reason
+            _kill_group(self.pid)
+
+    def abandon(self) -> None:
+        """Release what this holds without the event loop's help, after `kill`. Waits for the end of the process."""
+        if self.pid and not self._dead:
+            self._dead, self._code = True, exit_code(self._popen)
+            self.exited = True
+            for pipe in (self._popen.stdout, self._popen.stderr):
+                if pipe is not None and not self._pipes:
+                    pipe.close()
+        self._let_go()
 
     def expect_exit(self, reason: str) -> None:
         """The worker was asked to end; should it do so in good order, this is why."""
@@ -242,31 +261,19 @@ class WorkerProcess:
             self._oom.look_afresh()
 
     def _look(self) -> None:
-        if self._oom is not None and self._code is None:
+        if self._oom is not None and not self._dead:
             self._next_look = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
             self._oom.look()
-
-    def _watch_exit(self, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            pidfd = os.pidfd_open(self.pid)
-        except (AttributeError, OSError):  # not Linux, or one before 5.3
-            waiting = loop.run_in_executor(None, self._popen.wait)
-            waiting.add_done_callback(lambda _: self._ended(loop))
-            return
-
-        def ended() -> None:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-            self._ended(loop)
-
-        loop.add_reader(pidfd, ended)
 
     def _ended(self, loop: asyncio.AbstractEventLoop) -> None:
         # What the worker's own children still do, and whatever of its socket and pipes they hold, ends with it.
         # Before the status is fetched: until then the number of the group cannot belong to anybody else.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._code = self._popen.wait()  # it has ended: this only fetches the status
+        if self.exited:
+            return  # abandoned meanwhile
+        _kill_group(self.pid)
+        self._dead, self._code = True, exit_code(self._popen)  # it has ended: this only fetches the status
+        if os.getpid() == 1:
+            loop.call_later(_LAST_BYTES, reap, self.pid)
         if self._eof:
             self._finish()
         else:
@@ -281,7 +288,7 @@ class WorkerProcess:
     def _finish(self) -> None:
         if not self._eof or self.exited:
             return
-        if self._code is None:
+        if not self._dead:
             # The socket ended first. The process is about to; one that closed its socket and lives on is of no use.
             asyncio.get_running_loop().call_later(_LAST_BYTES, self.kill, "disconnected")
             return
@@ -292,8 +299,7 @@ class WorkerProcess:
         # One turn later, so that the last lines of standard error, which tell why, have been read too.
         for transport in self._pipes:
             transport.close()
-        assert self._code is not None  # noqa: S101 - see _finish
-        reason = self._reason or (self._expected if self._code == 0 else None)
+        reason = self._reason or (self._expected if self._code in (0, None) else None)
         sent_by_somebody = reason is None and self._code == -signal.SIGKILL
         oom = self._oom.killed() if sent_by_somebody and self._oom is not None else None
         try:
@@ -310,6 +316,11 @@ class WorkerProcess:
         if self.board is not None:
             self.board.close()
             self.board = None
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -24,8 +24,12 @@ task or a thread. A reading that needs the kernel to walk page tables is taken i
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import logging
+import os
 import random
+import weakref
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal
@@ -56,6 +60,14 @@ State = Literal["new", "idle", "starting", "ready", "draining", "failed", "stopp
 
 _log = logging.getLogger("runners")
 _FOREVER = float("inf")
+#: Those that were started. What is left of them at the end of the program is ended: the last resort.
+_alive: weakref.WeakSet[Supervisor] = weakref.WeakSet()
+
+
+@atexit.register
+def _kill_all() -> None:
+    for supervisor in tuple(_alive):
+        supervisor.kill()
 
 
 class Supervisor:
@@ -111,6 +123,9 @@ class Supervisor:
         self._loop: asyncio.AbstractEventLoop
         self._tasks: set[asyncio.Task[None]] = set()
         self.load_seconds = 0.0
+        self._owner = 0
+        self._was: State = "new"
+        self._killed: tuple[Worker, ...] = ()
         self._was_failed = False
         self._exits: Counter[str] = Counter()
 
@@ -130,7 +145,8 @@ class Supervisor:
         if self.state != "new":
             detail = f"a runner starts once; it is {self.state}. Make a new one"
             raise RunnerClosed(self.spec.name, reason="started", detail=detail)
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._owner = asyncio.get_running_loop(), os.getpid()
+        _alive.add(self)
         self.dispatcher.begin(self._loop)
         if self.pool.lazy:
             self.set_state("idle")
@@ -162,6 +178,7 @@ class Supervisor:
         """Answer what is accepted, for `grace` seconds at most, then end all workers. Again, it does nothing."""
         if self.state in ("new", "stopped"):
             self.state = "stopped"
+            await asyncio.gather(*(worker.end("killed") for worker in self._killed if not worker.process.exited))
             return
         if asyncio.get_running_loop() is not self._loop:
             raise self._wrong_loop("close it there")
@@ -176,6 +193,33 @@ class Supervisor:
             _log.warning("%s: closing with requests unanswered after %g s of grace", self.spec.name, grace)
         finally:  # also when cancelled: nobody will ask again
             await self._stop("stopped")
+
+    def kill(self) -> None:
+        """End all workers at once, from any thread, also when the event loop is closed. Again, it does nothing."""
+        if self.state == "new":
+            self.state = "stopped"
+        if self.state == "stopped" or os.getpid() != self._owner:  # a fork has this object, and not the workers
+            return
+        self._was, self.state = self.state, "stopped"  # from here on no exit is followed by a restart
+        self._killed = (*self.workers, *self.pool.coming)
+        for worker in self._killed:
+            worker.process.kill("killed")
+        with contextlib.suppress(RuntimeError):  # it was closed in this moment
+            if self._loop.is_running():
+                self._loop.call_soon_threadsafe(self._after_kill)
+                return
+        for worker in self._killed:
+            worker.process.abandon()
+
+    def _after_kill(self) -> None:
+        for worker in (*self.workers, *self.pool.coming):
+            worker.process.kill("killed")
+        for task in tuple(self._tasks):
+            task.cancel()
+        self.state = self._was
+        self.set_state("stopped")
+        self.replacer.stop()
+        self.dispatcher.flush(self._closed)
 
     async def _stop(self, reason: str) -> None:
         for task in tuple(self._tasks):
@@ -305,6 +349,8 @@ class Supervisor:
         Raises:
             StartFailed: it could not be brought up.
         """
+        if self.state == "stopped":
+            raise self._closed()
         worker = Worker(self.spec, on_answer=self._answered, on_exit=self._exited, python=self._python)
         began = self._loop.time()
         self.pool.coming.add(worker)

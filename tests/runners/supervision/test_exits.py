@@ -93,7 +93,7 @@ async def test_what_we_end_ourselves_is_no_oom_kill(vmstat, limit):
 @pytest.mark.parametrize(
     ("number", "reason", "words"),
     [
-        (signal.SIGTERM, "sigterm", "was killed by SIGTERM"),
+        (signal.SIGQUIT, "sigquit", "was killed by SIGQUIT"),
         (signal.SIGABRT, "sigabrt", "was killed by SIGABRT; native code gave up"),
         (signal.SIGBUS, "sigbus", "was killed by SIGBUS"),
     ],

@@ -23,7 +23,7 @@ def child(path, *, session=False, wait=0.0):
 
 def grandchild(path):
     """A program that a program started which has ended."""
-    start = f"import subprocess; print(subprocess.Popen({_SLEEP!r}).pid)"
+    start = f"import subprocess; print(subprocess.Popen({_SLEEP!r}, stdout=subprocess.DEVNULL).pid)"
     pid = int(subprocess.check_output([sys.executable, "-S", "-c", start]))
     _write(path, pid)
     return pid
@@ -63,3 +63,7 @@ def act(name, *args, **kwargs):
 def _write(path, pid):
     Path(f"{path}.part").write_text(str(pid))
     Path(f"{path}.part").rename(path)
+
+
+def wait_for_any():
+    return os.wait()
