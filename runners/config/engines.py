@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import msgspec
 
@@ -32,6 +33,7 @@ class RunnerSection(Section, frozen=True, kw_only=True):
     """
 
     engine: ClassVar[str] = ""
+    paths: ClassVar[tuple[str, ...]] = ()
 
     memory: Size | None = None
     memory_hard: Size | None = None
@@ -55,6 +57,9 @@ class RunnerSection(Section, frozen=True, kw_only=True):
         """Check what the constructors check."""
         as_autoscale(self.workers)
         whole("queue", self.queue, 0)
+        if self.queue == 0 and (self.lazy or self.idle_unload is not None or self.size.minimum == 0):
+            msg = "queue = 0 does not go with lazy, idle_unload or a minimum of 0: a request waits there for the load"
+            raise ValueError(msg)
         whole("max_requests", self.max_requests, 1)
         for name in ("timeout", "heartbeat", "start_timeout", "drain_timeout", "max_age", "idle_unload"):
             seconds(name, getattr(self, name))
@@ -81,6 +86,11 @@ class RunnerSection(Section, frozen=True, kw_only=True):
         told: int | None = getattr(self, "threads", None)
         return told if told is not None or self.resources is None else self.resources.threads
 
+    def within(self, folder: Path) -> Self:
+        """The same with its paths taken from a folder. One that begins with ``/`` stays as it is."""
+        given = {name: value for name in self.paths if (value := getattr(self, name)) is not None}
+        return msgspec.structs.replace(self, **{name: str(folder / value) for name, value in given.items()})
+
     def keywords(self) -> dict[str, Any]:
         """What the constructor of the runner takes."""
         given = self.given()
@@ -93,6 +103,7 @@ class EmbeddingSection(RunnerSection, frozen=True, kw_only=True):
     """``engine = "embedding"``: an `EmbeddingRunner`."""
 
     engine: ClassVar[str] = "embedding"
+    paths: ClassVar[tuple[str, ...]] = ("path", "tokenizer")
 
     path: str
     tokenizer: str | None = None
@@ -109,6 +120,7 @@ class LlamaSection(RunnerSection, frozen=True, kw_only=True):
     """``engine = "llama"``: a `LlamaRunner`."""
 
     engine: ClassVar[str] = "llama"
+    paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
     slots: int = 16

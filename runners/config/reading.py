@@ -150,7 +150,10 @@ def parse(text: str, path: str | os.PathLike[str] | None = None) -> Config:
         else:
             found[key] = _table(key, value, key, problems)
     if not problems:
-        config = Config(**found, path=None if path is None else Path(path))
+        if path is not None:
+            folder = Path(path).absolute().parent
+            found["runners"] = {each: section.within(folder) for each, section in found.get("runners", {}).items()}
+        config = Config(**found, path=None if path is None else Path(path).absolute())
         problems += _crossed(config)
         if not problems:
             return config
@@ -275,6 +278,8 @@ def _tiers(path: str, tiers: Mapping[str, TierSection]) -> Iterator[str]:
 def _in_fleet(name: str, runner: RunnerSection, fleet: FleetSection) -> Iterator[str]:
     if runner.memory is None:
         yield f"runners.{name}: needs 'memory' in a fleet: until it has been loaded once, nothing else tells its size"
+    elif runner.queue == 0:
+        yield f"runners.{name}.queue: 0 does not go with a fleet: a request waits there for the load"
     elif runner.size.floor * runner.memory > fleet.budget:
         need = format_size(runner.size.floor * runner.memory)
         yield f"runners.{name}: can never be loaded: it needs {need} of the fleet's {format_size(fleet.budget)}"

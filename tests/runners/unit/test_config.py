@@ -92,6 +92,42 @@ def test_the_engines_take_what_the_file_gives(tmp_path):
     assert EmbeddingRunner(**config.runners["b"].keywords()).timeout == 300
 
 
+PATHS = """
+[runners.e]
+engine = "embedding"
+path = "models/minilm"
+tokenizer = "models/tokenizer.json"
+[runners.l]
+engine = "llama"
+path = "/srv/smollm.gguf"
+[runners.f]
+engine = "function"
+function = "json:dumps"
+[load_test]
+report = "load-test.json"
+"""
+
+
+def test_paths_are_taken_from_the_folder_of_the_file(tmp_path, monkeypatch):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "etc" / "runners.toml").write_text(PATHS)
+    monkeypatch.chdir(tmp_path)
+    config = load("etc/runners.toml")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    e, l, f = (config.runners[name].keywords() for name in "elf")  # noqa: E741
+    assert e["path"] == str(tmp_path / "etc/models/minilm")
+    assert e["tokenizer"] == str(tmp_path / "etc/models/tokenizer.json")
+    assert (l["path"], f["function"]) == ("/srv/smollm.gguf", "json:dumps")
+    assert EmbeddingRunner(**e)._spec.options["path"] == str(tmp_path / "etc/models/minilm")
+    assert config.file(config.load_test.report) == tmp_path / "etc/load-test.json"
+
+
+def test_without_a_file_paths_are_as_they_are_written():
+    config = parse(PATHS)
+    assert config.runners["e"].keywords()["path"] == "models/minilm"
+
+
 # The names
 
 
@@ -152,6 +188,12 @@ RUNNER = '[runners.e]\nengine = "embedding"\npath = "x"\n'
         (RUNNER + "memory = 0", "runners.e.memory: 0 must be at least one byte"),
         (RUNNER + "memory = []", "runners.e.memory: a size takes a size such as '300MiB'"),
         (RUNNER + "queue = -1", "runners.e: queue takes a whole number of at least 0, not -1"),
+        (RUNNER + "queue = 0\nlazy = true", "runners.e: queue = 0 does not go with lazy"),
+        (RUNNER + "queue = 0\nworkers = [0, 1]", "runners.e: queue = 0 does not go with lazy"),
+        (
+            RUNNER + 'queue = 0\nmemory = "1MiB"\n[fleet]\nbudget = "1GiB"',
+            "runners.e.queue: 0 does not go with a fleet",
+        ),
         (RUNNER + 'queue = "many"', "runners.e.queue: takes a whole number, not text"),
         (RUNNER + "queue = 1.5", "runners.e.queue: takes a whole number, not a number"),
         (RUNNER + "queue = true", "runners.e.queue: takes a whole number, not true or false"),
