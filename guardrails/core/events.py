@@ -11,6 +11,7 @@ be delivered on any thread that uses a guard. A sink must not block; one that ra
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,6 +107,15 @@ Sink = Callable[[Event], object]
 #: The subscribed sinks. Read it to ask whether anybody listens; change it only through `subscribe`.
 sinks: tuple[Sink, ...] = ()
 _lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603 - a thread that is not in the child may have held it
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def subscribe(sink: Sink) -> Callable[[], None]:

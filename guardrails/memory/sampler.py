@@ -4,8 +4,8 @@ It reads ten times a second while calls come in (they set `wanted`, a plain attr
 It starts with the first watcher and ends when the last is gone.
 
 Threads and forks: the thread is a daemon and holds no lock while it reads or calls a watcher. A forked child has none
-    of its
-parent's threads: the sampler notices by `os.register_at_fork` and starts anew in the child. Watchers are held weakly.
+of its parent's threads, and gets none before a guard there is used: most children live for a moment. Watchers are held
+weakly.
 """
 
 from __future__ import annotations
@@ -90,8 +90,37 @@ class MemorySampler:
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        if self._thread is not None:
+            self._thread = None
+            del self.wanted
+            self.__class__ = _Forked
+
+
+class _Forked(MemorySampler):
+    """A sampler in a forked child, before a guard there asks for readings. Then it is an ordinary one again.
+
+    A class of its own, so that the attribute that every guarded call sets costs nothing more where there was no fork.
+    """
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a guard asked; then it is no longer of this class."""
+        return False
+
+    @wanted.setter
+    def wanted(self, value: bool) -> None:
+        self._resume(wanted=value)
+
+    def watch(self, watcher: Watcher) -> None:
+        """As in the parent."""
+        self._resume(wanted=False)
+        self.watch(watcher)
+
+    def _resume(self, *, wanted: bool) -> None:
         with self._lock:
-            if self._thread is not None:
+            if self.__class__ is _Forked:  # else another thread was faster
+                self.__class__ = MemorySampler  # type: ignore[assignment]
+                self.wanted = wanted
                 self._start()
 
 

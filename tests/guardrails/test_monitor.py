@@ -149,7 +149,7 @@ def test_one_that_nobody_keeps_runs_on_and_ends_with_the_interpreter():
 
 
 @linux
-def test_in_a_fork_it_starts_anew_with_nothing_of_the_parents():
+def test_in_a_fork_it_is_stopped_and_starts_anew_when_it_is_asked():
     code = """
     import os, threading, time
     from guardrails.core import events
@@ -173,7 +173,13 @@ def test_in_a_fork_it_starts_anew_with_nothing_of_the_parents():
     for _ in range(10):
         pid = os.fork()
         if pid == 0:
-            # However the parent's thread was caught, the child's own sample comes, of the child.
+            # However the parent's thread was caught, nothing of it is here.
+            assert not monitor.running
+            assert threading.active_count() == 1
+            assert events.sinks == ()
+            assert monitor.names == ()
+            assert monitor.sample().processes[0].pid == os.getpid()
+            monitor.start()
             wait_for(lambda: "self" in monitor.names and monitor.sample().processes[0].pid == os.getpid())
             assert [thread.name for thread in threading.enumerate()].count("guardrails-monitor") == 1
             assert not stopped.running
@@ -192,11 +198,10 @@ def test_in_a_fork_it_starts_anew_with_nothing_of_the_parents():
 
 
 @linux
-def test_a_fork_by_its_own_thread_does_not_leave_two_threads():
+def test_a_fork_by_its_own_thread_ends_the_copy_of_that_thread():
     code = """
-    import os, threading, time
+    import os, threading
     from guardrails.memory import MemoryMonitor
-    from guardrails.memory.signals import AlertRaised
 
     done, statuses = threading.Event(), []
     def fork(event):
@@ -208,18 +213,17 @@ def test_a_fork_by_its_own_thread_does_not_leave_two_threads():
 
     parent = os.getpid()
     monitor = MemoryMonitor(interval=0.01, warning=0.000001, critical=0.99, hold=0, log_every=None, on_alert=fork)
-    looks = []
-    read = monitor._observer.read
-    def counted(*args, **kwargs):
-        looks.append(threading.get_ident())
-        if os.getpid() != parent and len(looks) > 20:
-            os._exit(len(set(looks[-10:])))
-        return read(*args, **kwargs)
-    monitor._observer.read = counted
+    watch = monitor._watch
+    def watched(run):
+        watch(run)
+        if os.getpid() != parent:
+            os._exit(7 if not monitor.running and threading.active_count() == 1 else 8)
+    monitor._watch = watched
     monitor.start()
     assert done.wait(30)
+    assert monitor.running
     monitor.stop()
-    assert statuses[0] == 1, statuses
+    assert statuses[0] == 7, statuses
     """
     subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], timeout=60, check=True)
 

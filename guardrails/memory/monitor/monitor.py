@@ -4,9 +4,9 @@ Threads: one daemon thread of its own does everything: it reads, judges, logs, e
 waits in the kernel while it reads files, and holds Python's lock for well under a millisecond at a time, so an event
 loop hardly notices it. Properties and methods may be used on any thread; none of them waits for it but `stop`.
 
-Forks: a forked child has none of its parent's threads. If the monitor ran in the parent, it starts anew in the child,
-with an empty history: the child is another process. What the parent's thread did at that moment does not matter: every
-lock and record is made anew. A fork made by the monitor's own thread (in `on_alert`) does not leave two threads.
+Forks: in a forked child the monitor is stopped, with an empty history: the child is another process, most children
+live for a moment, and no thread may be started in one unasked. A child that wants to be watched calls `start`. What the
+parent's thread did at that moment does not matter: every lock and record is made anew.
 
 The end: the thread keeps its monitor alive, so nobody else has to. It ends with `stop`, the ``with`` block, or the
 interpreter, whichever is first.
@@ -194,14 +194,16 @@ class MemoryMonitor:
     def _end(self) -> _Run | None:
         with self._lock:
             run, self._run = self._run, None
-            if run is None:
-                return None
-            run.end()
-            if self._unsubscribe is not None:
-                self._unsubscribe()
-                self._unsubscribe = None
-            atexit.unregister(self.stop)
+            if run is not None:
+                run.end()
+                self._let_go()
             return run
+
+    def _let_go(self) -> None:
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        atexit.unregister(self.stop)
 
     @property
     def running(self) -> bool:
@@ -303,8 +305,10 @@ class MemoryMonitor:
         self._lock = threading.Lock()
         self._last = None
         self._observer.after_fork()
-        if self._run is not None:
-            self._begin()
+        run, self._run = self._run, None
+        if run is not None:
+            run.over = True  # without waking it: its thread, which is not here, may have held the lock for that
+            self._let_go()
 
 
 _monitors: weakref.WeakSet[MemoryMonitor] = weakref.WeakSet()
