@@ -78,6 +78,8 @@ def classify(exc: BaseException) -> Outcome:
         kind = max((member.kind for member in members), key=_RANK.__getitem__)
         waits = [member.retry_after for member in members if member.retry_after is not None]
         return Outcome(kind, exc, max(waits, default=None))
+    if type(exc).__module__ == "builtins" and not exc.__dict__:
+        return Outcome("failure", exc)  # the usual case, and it has nothing that could be read
     said = attribute(exc, "__outcome__")
     if isinstance(said, str) and said in _RANK:
         return Outcome(said, exc, attribute(exc, "retry_after"))
@@ -91,6 +93,11 @@ def classify_result(result: object) -> Outcome:
     """The outcome of a call that returned: a success, unless what it returned is an HTTP response that says
     otherwise.
     """
+    try:  # on the path of every call that returns an object, hence no call more than has to be
+        if getattr(result, "status_code", None) is None and getattr(result, "status", None) is None:
+            return SUCCESS
+    except Exception:  # a property of it raises: whatever it is, it is no HTTP status
+        return SUCCESS
     reading = read_response(result)
     if reading.status is None or reading.status < _FIRST_CLIENT_ERROR:
         return SUCCESS

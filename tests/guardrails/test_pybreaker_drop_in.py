@@ -4,7 +4,11 @@ counters.
 
 from __future__ import annotations
 
-from datetime import timedelta
+import json
+import sys
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 import pybreaker
 import pytest
@@ -322,7 +326,206 @@ def test_breakers_that_share_a_storage_share_state_and_counters(make):
     ]
 
 
+BOTH = pytest.mark.parametrize("make", [Theirs, Ours, OursWithStorage])
+
+
+@BOTH
+def test_a_state_has_a_name(make):
+    circuit = make()(fail_max=1)
+    assert (circuit.state.name, circuit.current_state) == ("closed", "closed")
+    circuit.open()
+    assert circuit.state.name == "open"
+    circuit.state = "half-open"
+    if make is not Theirs:  # whose storage is not set by that
+        assert circuit.state.name == circuit.current_state == "half-open"
+    with pytest.raises(ValueError, match="'ajar'"):
+        circuit.state = "ajar"
+
+
+def test_a_state_is_a_string_too():
+    circuit = breaker()
+    assert circuit.state == circuit.state.name == "closed"
+    assert isinstance(circuit.state, str)
+    assert json.dumps({"state": circuit.state}) == '{"state": "closed"}'
+    assert type(circuit.snapshot().state) is str
+
+
+@pytest.mark.parametrize("build", [pybreaker.CircuitBreaker, breaker])
+@pytest.mark.parametrize("state", ["closed", "open", "half-open"])
+def test_what_a_storage_holds_is_not_reset_by_a_new_breaker(build, state):
+    storage = pybreaker.CircuitMemoryStorage(state)
+    storage.opened_at = opened_at = datetime.now(UTC)
+    storage.increment_counter()
+    circuit = build(state_storage=storage)
+    assert (circuit.state.name, circuit.fail_counter, storage.opened_at) == (state, 1, opened_at)
+
+
+@pytest.mark.parametrize("build", [pybreaker.CircuitBreaker, breaker])
+def test_a_storage_of_an_unknown_state_is_refused(build):
+    with pytest.raises(ValueError, match="'ajar'"):
+        build(state_storage=pybreaker.CircuitMemoryStorage("ajar"))
+
+
+@pytest.mark.parametrize("make", [Theirs, OursWithStorage])
+def test_the_state_that_another_breaker_wrote_is_seen_and_reported(make):
+    log = []
+    maker = make()
+    one, two = maker(), maker(listeners=[Recorder(log)])
+    one.open()
+    assert (two.state.name, two.state.name) == ("open", "open")
+    assert log == [("one", "closed", "open", 0)]
+
+
+@BOTH
+def test_the_other_ways_to_decorate(make):
+    circuit = make()(fail_max=2, exclude=None, listeners=None)
+
+    @circuit()
+    def work():
+        return 7
+
+    assert work() == 7
+    assert (circuit.excluded_exceptions, circuit.listeners) == ((), ())
+
+
+@BOTH
+def test_a_system_error_is_one_that_is_not_excluded(make):
+    circuit = make()(exclude=[LookupError, lambda exc: "fine" in str(exc)])
+    assert [circuit.is_system_error(error) for error in (KeyError(), ValueError("fine"), ValueError("x"))] == [
+        *(False, False, True),
+    ]
+
+
+# Threads
+
+
+class Busy(pybreaker.CircuitBreakerListener):
+    """Holds up the first of its calls that is about `which`, and says whether another one begins meanwhile."""
+
+    def __init__(self, which):
+        self.which, self.inside, self.other = which, threading.Event(), threading.Event()
+        self.together = None
+
+    def _enter(self, which):
+        if self.inside.is_set():
+            self.other.set()
+        elif which == self.which:
+            self.inside.set()
+            self.together = self.other.wait(0.05)
+
+    def before_call(self, cb, func, *args, **kwargs):
+        self._enter("before")
+
+    def success(self, cb):
+        self._enter("success")
+
+    def failure(self, cb, exc):
+        self._enter("failure")
+
+    def state_change(self, cb, old_state, new_state):
+        self._enter("change")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("which", "act"),
+    [
+        ("before", lambda circuit: circuit.call(good)),
+        ("success", lambda circuit: circuit.call(good)),
+        ("failure", lambda circuit: circuit.call(bad)),
+        ("change", lambda circuit: circuit.open()),
+    ],
+)
+def test_listeners_are_called_one_at_a_time(make, which, act):
+    busy = Busy(which)
+    circuit = make()(fail_max=9, listeners=[busy])
+
+    def run():
+        with suppress(ValueError):
+            act(circuit)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    threads[0].start()
+    assert busy.inside.wait(30)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert busy.together is False
+    assert busy.other.is_set()
+
+
+@BOTH
+def test_changes_are_reported_in_their_order(make):
+    changes = []
+
+    class Chain(pybreaker.CircuitBreakerListener):
+        def state_change(self, cb, old_state, new_state):
+            changes.append((old_state.name, new_state.name))
+
+    circuit = make()(listeners=[Chain()])
+    moves = [circuit.open, circuit.half_open, circuit.close]
+    together = threading.Barrier(3)
+
+    def run(move):
+        together.wait(30)
+        for _ in range(100):
+            move()
+
+    threads = [threading.Thread(target=run, args=(move,)) for move in moves]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(changes) == 300
+    assert [old for old, _ in changes] == ["closed", *(new for _, new in changes[:-1])]
+
+
+@BOTH
+def test_a_listener_may_use_the_breaker_it_hears_of(make):
+    class Closing(pybreaker.CircuitBreakerListener):
+        def state_change(self, cb, old_state, new_state):
+            if new_state.name == "open":
+                cb.close()
+
+    circuit = make()(fail_max=1, listeners=[Closing()])
+    with pytest.raises(pybreaker.CircuitBreakerError):
+        circuit.call(bad)
+    assert circuit.current_state in ("closed", "open")  # pybreaker goes on to write the state that it was in
+    assert make is Theirs or circuit.call(good) == 7
+
+
 # What pybreaker cannot do
+
+
+@pytest.mark.anyio
+async def test_async_functions_without_tornado():
+    circuit = breaker(fail_max=2)
+
+    async def work(fails):
+        if fails:
+            raise ValueError("down")
+        return 7
+
+    @circuit(__pybreaker_call_async=True)
+    async def decorated(fails):
+        return await work(fails)
+
+    assert await circuit.call_async(work, fails=False) == await decorated(False) == 7
+    with pytest.raises(ValueError):
+        await circuit.call_async(work, True)
+    with pytest.raises(pybreaker.CircuitBreakerError):
+        await decorated(True)
+    assert (circuit.state, decorated.__name__) == ("open", "decorated")
+
+
+def test_an_unknown_word_to_decorate_with_is_refused():
+    with pytest.raises(TypeError, match="'retries'"):
+        breaker(name="api")(retries=3)
 
 
 @pytest.mark.anyio

@@ -82,7 +82,8 @@ breaker(open_for=lambda outcome: outcome.retry_after or 10)
 breaker(listeners=[pybreaker.CircuitBreakerListener()], state_storage=pybreaker.CircuitMemoryStorage("closed"))
 assert_type(breaker().snapshot(), BreakerSnapshot)
 assert_type(breaker().call(len, "x"), int)
-half = breaker().state == "halfopen"  # expect: comparison-overlap | reportUnnecessaryComparison
+assert_type(breaker().state.name, str)
+half = breaker().snapshot().state == "halfopen"  # expect: comparison-overlap | reportUnnecessaryComparison
 breaker().call(len, 3)  # expect: arg-type | reportArgumentType
 breaker("openai")  # expect: call-overload | reportArgumentType
 breaker(fail_max="3")  # expect: call-overload | reportArgumentType

@@ -25,8 +25,8 @@ The rooms: `build` reads the arguments; `circuit` is the guard; `face` what it s
 `windows` when to trip, and `break_duration` for how long, both pure; `pybreaker_face` pybreaker's words and methods,
 `shared_state` its storages; `refusal` the error.
 
-Threads: the lock guards a change of state or a count, never a call, a listener or a sink. In the closed state, entering
-takes no lock and makes no system call.
+Threads: the lock guards a change of state or a count, never a call. Listeners are called under it, one at a time.
+Without them, entering takes no lock in the closed state, and makes no system call.
 """
 
 from guardrails.gates.breaker.break_duration import FromRetryAfter, Growing

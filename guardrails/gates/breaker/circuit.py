@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from guardrails.core import events, outcome
 from guardrails.core.clock import Clock
@@ -14,8 +16,8 @@ from guardrails.core.kinds import kind_of
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer, Pipeline
 from guardrails.gates.breaker.break_duration import BreakDuration, Fixed
-from guardrails.gates.breaker.face import NORMAL, PYBREAKER, CircuitFace, State
-from guardrails.gates.breaker.pybreaker_face import Exclusion, NamedState, PybreakerFace, told
+from guardrails.gates.breaker.face import NORMAL, PYBREAKER, CircuitFace, State, state_name
+from guardrails.gates.breaker.pybreaker_face import Exclusion, PybreakerFace, told
 from guardrails.gates.breaker.shared_state import SharedState
 from guardrails.gates.breaker.windows import ConsecutiveFailures, Rule
 
@@ -33,6 +35,7 @@ _DETAIL = {
 }
 
 _log = logging.getLogger("guardrails.breaker")
+_FREE: AbstractContextManager[object] = nullcontext()
 
 
 class _Ticket:
@@ -120,8 +123,22 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
     def __repr__(self) -> str:
         return f"<breaker {self.name!r} {self._state}>"
 
-    def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
-        """Guard a function."""
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Callable[P, R]: ...
+    @overload
+    def __call__(self, /, **options: bool) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+    def __call__(self, fn: Any = None, /, **options: Any) -> Any:
+        """Guard a function: ``@circuit``, or ``@circuit()`` as pybreaker allows, whose only option is
+        ``__pybreaker_call_async=True``.
+        """
+        is_async = options.pop("__pybreaker_call_async", False)
+        if options:
+            msg = f"{self.name} decorates a function; it takes no argument {next(iter(options))!r}"
+            raise TypeError(msg)
+        if fn is None:
+            return functools.partial(self.__call__, __pybreaker_call_async=True) if is_async else self.__call__
+        if is_async:
+            return functools.wraps(fn)(functools.partial(self.call_async, fn))
         return self._throwing(fn, kind_of(fn)) if self._throw else super().__call__(fn)
 
     # The contract
@@ -138,7 +155,7 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
                     if events.sinks:
                         events.emit(events.CallRejected(self.name, "open", wait))
                     raise self._refusal(self.name, reason="open", retry_after=wait, detail=_DETAIL["open"])
-            ticket = self._enter(call, None)
+            ticket = self._enter(call, None) if self._listeners else self._let_in(call, None)
         if events.sinks:
             events.emit(events.CallAdmitted(self.name, 0.0))
         return ticket
@@ -146,7 +163,11 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
     def settle(self, ticket: _Ticket, outcome: Outcome) -> None:
         """Count the outcome, unless the circuit has moved on since the call was let in."""
         if ticket is not self._quiet or outcome.kind != "success":
-            self._settle(ticket, outcome)
+            if self._listeners:
+                with self._lock:
+                    self._count(ticket, outcome)
+            else:
+                self._count(ticket, outcome)
         if events.sinks:
             events.emit(events.CallSettled(self.name, outcome.kind))
 
@@ -155,6 +176,11 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
         if self._failure_if is not None and self._failure_if(result):
             return Outcome("failure")
         return outcome.classify_result(result)
+
+    def _in_turn(self) -> AbstractContextManager[object]:
+        # Held across a decision and the listeners that are notified of it, so that they are called one at a time and in
+        # the order of the decisions. It is the circuit's own lock: two locks could be taken in either order.
+        return self._lock if self._listeners else _FREE
 
     # Entering
 
@@ -166,6 +192,10 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
         return ticket
 
     def _enter(self, call: Call, func: Callable[..., Any] | None, *, alone: bool = False) -> _Ticket:
+        with self._in_turn():
+            return self._let_in(call, func, alone=alone)
+
+    def _let_in(self, call: Call, func: Callable[..., Any] | None, *, alone: bool = False) -> _Ticket:
         changes: list[tuple[State, State]] = []
         refused: tuple[str, float | None] | None = None
         with self._lock:
@@ -215,7 +245,7 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
 
     # Settling
 
-    def _settle(self, ticket: _Ticket, outcome: Outcome) -> None:
+    def _count(self, ticket: _Ticket, outcome: Outcome) -> None:
         failed, ignored = self._verdict(outcome)
         trips, closed, success = False, None, not failed and not ignored
         with self._lock:
@@ -336,6 +366,19 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
             return []
         return [(self._move(new, since=since, share=False), new)]
 
+    def _follow(self) -> None:
+        # Between calls: see what others have written.
+        shared = self._shared
+        if shared is None:
+            return
+        with self._in_turn():
+            with self._lock:
+                now = self._clock.now()
+                shared.look(now)
+                changes = self._adopt(now)
+            for old, new in changes:
+                self._changed(old, new)
+
     def _doors(self) -> None:
         # Under the lock, after every change of what the fast path rests on.
         plain = self._state in ("closed", "disabled", "metrics-only") and not self._listeners and self._shared is None
@@ -349,6 +392,6 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
             return
         if events.sinks and old != new:
             events.emit(events.BreakerChanged(self.name, old, new, self._seconds if new == "open" else None))
-        before, after = NamedState(PYBREAKER.get(old, old)), NamedState(PYBREAKER.get(new, new))
+        before, after = state_name(PYBREAKER.get(old, old)), state_name(PYBREAKER.get(new, new))
         for listener in self._listeners:
             told(listener.state_change, self, before, after)

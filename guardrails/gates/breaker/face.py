@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sized
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from guardrails.core.clock import Clock
 from guardrails.core.outcome import IGNORED, Outcome
 from guardrails.gates.breaker.break_duration import BreakDuration, Fixed, break_duration
-from guardrails.gates.breaker.shared_state import SharedFailures, SharedState
+from guardrails.gates.breaker.shared_state import STATES, SharedFailures, SharedState
 from guardrails.gates.breaker.windows import ConsecutiveFailures, Counts, FailureCount, Rule
 
 State = Literal["closed", "open", "half-open", "forced-open", "disabled", "metrics-only"]
 
 #: The states that the circuit comes to by itself.
-NORMAL = ("closed", "open", "half-open")
+NORMAL = STATES
 #: What pybreaker would call the others.
-PYBREAKER = {"forced-open": "open", "disabled": "closed", "metrics-only": "closed"}
+PYBREAKER: dict[State, State] = {"forced-open": "open", "disabled": "closed", "metrics-only": "closed"}
+
+
+class StateName(str):
+    """A state: its name, which pybreaker's states have as `name`."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """Itself, as a plain string."""
+        return str(self)
+
+
+_NAMES: dict[str, StateName] = {name: StateName(name) for name in (*NORMAL, "forced-open", "disabled", "metrics-only")}
+
+
+def state_name(state: State) -> StateName:
+    """`state`, with a `name`."""
+    return _NAMES[state]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +90,30 @@ class CircuitFace:
     if TYPE_CHECKING:
 
         def _break(self, outcome: Outcome, times: int) -> float: ...
+        def _follow(self) -> None: ...
+        def _in_turn(self) -> AbstractContextManager[object]: ...
         def _move(self, new: State, *, seconds: float | None = None) -> State: ...
         def _changed(self, old: State, new: State, *, always: bool = False) -> None: ...
 
     # What it is now
 
     @property
-    def state(self) -> State:
+    def state(self) -> StateName:
         """``closed``, ``open`` or ``half-open``; by hand ``forced-open``, ``disabled`` or ``metrics-only``. An open
-        circuit becomes half-open with the first call after its time.
+        circuit becomes half-open with the first call after its time. A string, whose `name` is the same, as pybreaker
+        has it.
         """
-        return self._state
+        if self._shared is not None:
+            self._follow()
+        return _NAMES[self._state]
+
+    @state.setter
+    def state(self, new: str) -> None:
+        """As `close`, `open` and `half_open`, by the name of the state."""
+        if new not in NORMAL:
+            msg = f"state must be one of {', '.join(NORMAL)}, not {new!r}"
+            raise ValueError(msg)
+        self._by_hand(new, always=True)  # type: ignore[arg-type]
 
     @property
     def current_state(self) -> str:
@@ -192,10 +225,11 @@ class CircuitFace:
         self._by_hand("metrics-only")
 
     def _by_hand(self, new: State, *, always: bool = False) -> None:
-        seconds = self._break(IGNORED, self._times + 1)
-        with self._lock:
-            old = self._move(new, seconds=seconds)
-        self._changed(old, new, always=always)
+        with self._in_turn():
+            seconds = self._break(IGNORED, self._times + 1)
+            with self._lock:
+                old = self._move(new, seconds=seconds)
+            self._changed(old, new, always=always)
 
     def _counts(self) -> Counts:
         with self._lock:

@@ -1,7 +1,8 @@
 """What a breaker shows to code written for pybreaker: its words, its listeners and its storages.
 
-Differences, all on purpose: a cancellation and a `KeyboardInterrupt` are nobody's failure; a listener that raises is
-logged, and the call goes on; no lock is held across a call or a listener; time is monotonic.
+Differences, all on purpose: a cancellation and a `KeyboardInterrupt` are not failures; a listener that raises is
+logged, and the call goes on; no lock is held across a call; time is monotonic. Listeners are called as pybreaker calls
+them: one at a time, in the order of what they are about, on the thread that caused it. A lock is held across them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
@@ -27,15 +28,6 @@ R = TypeVar("R")
 Exclusion = type[BaseException] | Callable[[BaseException], bool]
 
 _log = logging.getLogger("guardrails.breaker")
-
-
-class NamedState:
-    """What a pybreaker listener reads of a state: its name."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
 
 
 def told(listener: Callable[..., object], *args: Any, **kwargs: Any) -> None:
@@ -63,6 +55,7 @@ class PybreakerFace:
         def _doors(self) -> None: ...
         def _tripped_error(self, exc: BaseException) -> BaseException: ...
         def judge_result(self, result: Any) -> Outcome: ...
+        def _matches(self, exc: BaseException, tests: Iterable[Exclusion], argument: str, *, broken: bool) -> bool: ...
 
     # Calling
 
@@ -132,15 +125,19 @@ class PybreakerFace:
 
         @functools.wraps(fn)
         async def guarded_async(*args: Any, **kwargs: Any) -> Any:
-            ticket = self._enter_alone(Call(args, kwargs), fn)
-            try:
-                result = await fn(*args, **kwargs)
-            except BaseException as exc:
-                self._leave(ticket, exc)
-            self.settle(ticket, judge_result(self.judge_result, result))
-            return result
+            return await self.call_async(fn, *args, **kwargs)
 
         return guarded_async
+
+    async def call_async(self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """`call` for an async function. Works in tornado's coroutines too, where `yield` awaits it."""
+        ticket = self._enter_alone(Call(args, kwargs), func)
+        try:
+            result = await func(*args, **kwargs)
+        except BaseException as exc:
+            self._leave(ticket, exc)
+        self.settle(ticket, judge_result(self.judge_result, result))
+        return result
 
     # By hand
 
@@ -156,6 +153,10 @@ class PybreakerFace:
     def close(self) -> None:
         """Close the circuit and forget all counts. Listeners hear of it even if it was closed."""
         self._by_hand("closed", always=True)
+
+    def is_system_error(self, exception: BaseException) -> bool:
+        """Whether `exception` counts as a failure, as far as `exclude` says."""
+        return not self._matches(exception, self._exclude, "exclude", broken=False)
 
     # Listeners and exclusions
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     Storage = pybreaker.CircuitBreakerStorage
     Write = Callable[[Storage], object]
 
+#: The states that a storage holds.
+STATES = ("closed", "open", "half-open")
 #: Writes that are kept for a storage that cannot be reached; the oldest go first.
 MOST_WRITES = 1000
 #: Seconds after which a storage that has not answered counts as one that cannot be reached.
@@ -74,7 +76,9 @@ class SharedState:
     def _first_look(self) -> None:
         # pybreaker waits for it, so that a new process starts with the shared state. So does this, but not for long.
         if self._inline:
-            self._attempt()
+            if self._attempt() and self.state not in STATES:
+                msg = f"state_storage must hold one of the states {', '.join(STATES)}, not {self.state!r}"
+                raise ValueError(msg)
             return
         self._run()
         thread = self._thread
