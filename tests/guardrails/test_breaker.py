@@ -201,6 +201,27 @@ def test_a_probe_that_fails_after_its_lease_opens_it_again(clock):
     assert circuit.state == "open"
 
 
+def test_late_probes_of_breakers_that_share_a_storage_count_together(clock):
+    storage = pybreaker.CircuitMemoryStorage("half-open")
+    one, two = (breaker(success_threshold=2, state_storage=storage, clock=clock) for _ in range(2))
+    late = [one.try_enter(CALL), two.try_enter(CALL)]
+    clock.advance(30)
+    one.try_enter(CALL)
+    one.settle(late[0], SUCCESS)
+    assert (one.state, two.success_counter) == ("half-open", 1)
+    two.settle(late[1], SUCCESS)
+    assert (one.state, two.state, storage.state) == ("closed", "closed", "closed")
+
+
+def test_a_late_probe_does_not_close_what_another_breaker_opened_meanwhile(clock):
+    storage = pybreaker.CircuitMemoryStorage("half-open")
+    one, two = (breaker(open_for=60, state_storage=storage, clock=clock) for _ in range(2))
+    late = one.try_enter(CALL)
+    run(two, FAILURE)
+    one.settle(late, SUCCESS)
+    assert (one.state, two.state, storage.state) == ("open", "open", "open")
+
+
 def test_a_probe_that_is_cancelled_after_its_lease_gives_no_place_of_anothers_back(clock):
     circuit = opened(clock, probe_lease=30)
     clock.advance(10)

@@ -248,6 +248,8 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
     def _count(self, ticket: _Ticket, outcome: Outcome) -> None:
         failed, ignored = self._verdict(outcome)
         trips, closed, success = False, None, not failed and not ignored
+        if self._shared is not None and self._state == "half-open":
+            self._follow()  # a probe may end long after another process has decided
         with self._lock:
             now = self._clock.now()
             if ticket.generation != self._generation or self._state == "disabled":

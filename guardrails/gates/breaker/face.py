@@ -131,7 +131,11 @@ class CircuitFace:
     @property
     def success_counter(self) -> int:
         """Probes that have succeeded since it became half-open."""
-        return self._probe_successes if self._shared is None else self._shared.success_counter
+        if self._shared is None:
+            return self._probe_successes
+        with self._lock:
+            self._shared.look(self._clock.now())
+            return self._shared.success_counter
 
     @property
     def probes_in_flight(self) -> int:
