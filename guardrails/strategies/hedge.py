@@ -1,4 +1,4 @@
-"""Hedge: when the first attempt is slow, start another one beside it; the first success is the answer.
+"""Hedge: when the first attempt is slow, or fails, start another one; the first success is the answer.
 
 ::
 
@@ -8,18 +8,21 @@
 The idea is Dean and Barroso, "The Tail at Scale", Communications of the ACM 56(2), 2013: wait as long as all but the
 slowest calls take (a delay at the 95th percentile costs about 5 % more calls), so that only the tail is asked twice.
 
-Async calls only: nothing can cancel a sync function, and of two streams one would be half read.
+Streams race until the first item: the one it comes from is read on, the others are closed. Async calls only: nothing
+can cancel a sync function.
 
-Threads: the lock guards the latencies. Each call is driven by one task group, on its own loop.
+Threads: the lock guards the latencies. Each call is driven by one task group, each stream by tasks of its own, on the
+loop of the caller.
 """
 
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +35,7 @@ from guardrails.core.outcome import refusal_of
 from guardrails.core.pipeline import Layer
 from guardrails.strategies.backoff import seconds
 from guardrails.strategies.budget import RetryBudget, budget_of
+from guardrails.strategies.stream_task import StreamTask, end
 
 #: How many latencies a percentile needs to be known, and on how many it looks back.
 MIN_LATENCIES = 20
@@ -40,7 +44,9 @@ MAX_LATENCIES = 1000
 
 @dataclass(frozen=True, slots=True)
 class HedgeStarted(events.Event):
-    """No answer within `delay` seconds: attempt number `attempt` (2 is the first hedge) was started beside the rest."""
+    """No answer within `delay` seconds: attempt number `attempt` (2 is the first hedge) was started beside the rest.
+    0.0 if it was started because another one had failed.
+    """
 
     attempt: int
     delay: float
@@ -81,13 +87,15 @@ class Latencies:
 class _Race:
     """The attempts of one call."""
 
-    __slots__ = ("call", "changed", "error", "failures", "result", "running", "scopes", "winner")
+    __slots__ = ("call", "changed", "error", "failures", "replaced", "result", "running", "scopes", "winner", "wrong")
 
     def __init__(self, call: DrivenCall) -> None:
         self.call = call
         self.changed = anyio.Event()
-        self.scopes: list[anyio.CancelScope] = []  # one for each attempt that was started
+        self.scopes: list[Any] = []  # one for each attempt that was started: its cancel scope, or its `StreamTask`
         self.running = 0
+        self.wrong = 0  # attempts that failed at the dependency
+        self.replaced = 0  # of these, those after which another one was started, or was refused by the budget
         self.winner = 0  # the number of the attempt that succeeded
         self.result: Any = None
         self.error: BaseException | None = None  # ends the race though it is no success
@@ -99,16 +107,18 @@ class _Race:
         return len(self.scopes)
 
     @property
-    def over(self) -> bool:
-        return self.winner > 0 or self.error is not None or self.running == 0
+    def decided(self) -> bool:
+        return self.winner > 0 or self.error is not None
 
     def raised(self, exc: BaseException) -> None:
         """An attempt ended with `exc`."""
         if self.winner or self.error is not None:
             return  # how a loser ends
         refused = refusal_of(exc) is not None
-        if isinstance(exc, Exception) and (refused or self.call.judge(exc).kind != "ignored"):
+        kind = self.call.judge(exc).kind
+        if isinstance(exc, Exception) and (refused or kind != "ignored"):
             self.failures.append((exc, None))
+            self.wrong += kind == "failure" and not refused
             return
         # The caller's own mistake, which another attempt would not mend; or a cancellation that nobody here asked for,
         # KeyboardInterrupt and the like, which the caller has to see.
@@ -116,8 +126,10 @@ class _Race:
 
     def returned(self, number: int, result: Any) -> bool:
         """Attempt `number` ended with `result`; whether that is an answer."""
-        if self.call.judge_result(result).kind in ("failure", "throttled"):
+        kind = self.call.judge_result(result).kind
+        if kind in ("failure", "throttled"):
             self.failures.append((None, result))
+            self.wrong += kind == "failure"
             return False
         if not self.winner and self.error is None:
             self.winner, self.result = number, result
@@ -138,6 +150,7 @@ class Hedge(Layer, Strategy):
     """Parallel attempts against slowness. Build it with `hedge(...)`, which documents the arguments."""
 
     positions = (Position.HEDGE,)
+    streams = True
 
     def __init__(
         self,
@@ -207,28 +220,90 @@ class Hedge(Layer, Strategy):
         finally:
             del error  # its traceback holds this frame
 
+    async def run_stream(
+        self, call: DrivenCall, proceed: Callable[[], AsyncGenerator[Any, Any]]
+    ) -> AsyncGenerator[Any, Any]:
+        """Race the attempts of one stream until the first item; read on the one that it comes from."""
+        if self._tally is not None:
+            self._tally()
+        race = _Race(call)
+        streams: list[StreamTask] = race.scopes
+
+        def start() -> None:
+            streams.append(
+                StreamTask(proceed, functools.partial(self._first, race, race.started + 1, self._clock.now()))
+            )
+            race.running += 1
+            streams[-1].start()
+
+        try:
+            start()
+            await self._referee(race, start)
+            if not race.winner:
+                _raise(race.loss()[0])
+            winner = streams[race.winner - 1]
+            await end([stream for stream in streams if stream is not winner])
+            if race.winner > 1 and events.sinks:
+                events.emit(HedgeWon(self.name, race.winner))
+            while not winner.ended:
+                throw = False
+                try:
+                    given = yield winner.item
+                except GeneratorExit:
+                    raise
+                except BaseException as exc:  # thrown in by the reader: the stream decides what becomes of it
+                    given, throw = exc, True
+                await winner.step(given, throw=throw)
+                given = None  # an error that was thrown in has a traceback that holds this frame
+                _raise_from(winner)
+        finally:
+            await end(streams)
+            if race.winner:
+                _raise_from(streams[race.winner - 1])  # one that it was closed with
+            for stream in streams:
+                stream.error = None
+
+    def _first(self, race: _Race, number: int, began: float) -> None:
+        """The first step of an attempt at a stream has ended."""
+        stream: StreamTask = race.scopes[number - 1]
+        if stream.error is not None:
+            race.raised(stream.error)
+        elif not race.winner and race.error is None:
+            race.winner = number
+        race.running -= 1
+        race.changed.set()
+        self._learn(race, number, began)
+
     async def _referee(self, race: _Race, start: Callable[[], None]) -> None:
         """Return when the race is over; start attempts meanwhile."""
         delay = self.delay if self.attempts > 1 else None
         due = math.inf if delay is None else self._clock.now() + delay
-        while not race.over:
-            left = due - self._clock.now()
-            if left > 0:
-                race.changed = anyio.Event()
-                if due == math.inf:
-                    await race.changed.wait()
-                else:
-                    with self._clock.scope(left):
+        while not race.decided:
+            failed = race.wrong > race.replaced
+            if failed:
+                race.replaced += 1
+            elif race.running == 0:
+                return
+            else:
+                left = due - self._clock.now()
+                if left > 0:
+                    race.changed = anyio.Event()
+                    if due == math.inf:
                         await race.changed.wait()
+                    else:
+                        with self._clock.scope(left):
+                            await race.changed.wait()
+                    continue
+            if race.started == self.attempts:
                 continue
-            assert delay is not None  # noqa: S101 - else it is never due
             if self.budget is not None and not self.budget.withdraw():
-                due = math.inf
+                due = due if failed else math.inf
                 continue
             start()
             if events.sinks:
-                events.emit(HedgeStarted(self.name, race.started, delay))
-            due = math.inf if race.started == self.attempts else self._clock.now() + delay
+                events.emit(HedgeStarted(self.name, race.started, 0.0 if failed or delay is None else delay))
+            last = delay is None or race.started == self.attempts
+            due = math.inf if last else self._clock.now() + (delay or 0.0)
 
     async def _attempt(self, race: _Race, number: int, proceed: Callable[[], Awaitable[Any]]) -> None:
         """One attempt, in a task of its own. Raises nothing: how it ended is written down in `race`."""
@@ -245,9 +320,29 @@ class Hedge(Layer, Strategy):
             answered = race.winner > 0 if scope.cancelled_caught else race.returned(number, result)
         race.running -= 1
         race.changed.set()
-        if number == 1 and answered and self.percentile is not None:
+        self._learn(race, number, began, answered=answered)
+
+    def _learn(self, race: _Race, number: int, began: float, *, answered: bool | None = None) -> None:
+        if number == 1 and self.percentile is not None and (race.winner > 0 if answered is None else answered):
             with self._lock:
                 self._latencies.add(self._clock.now() - began)
+
+
+def _raise(error: BaseException | None) -> None:
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error  # its traceback holds this frame
+
+
+def _raise_from(stream: StreamTask) -> None:
+    error, stream.error = stream.error, None
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error
 
 
 def hedge(
@@ -259,11 +354,15 @@ def hedge(
     name: str = "hedge",
     clock: Clock = SYSTEM_CLOCK,
 ) -> Hedge:
-    """Start another attempt when the last one has not answered after a delay; the first success wins.
+    """Start another attempt when the last one has not answered after a delay, or has failed; the first success wins.
 
-    The losers are cancelled and awaited, so the call must be one that may be made twice. An attempt that fails does not
-    start the next one (that is `retry`'s business): the others in flight are waited for, and if all fail, the first
-    failure is raised, or returned if it was returned. A caller's own mistake (4xx) ends the race at once.
+    The losers are cancelled and awaited, so the call must be one that may be made twice. An attempt that fails starts
+    the next one at once, as far as `attempts` and `budget` allow; one that is throttled, or refused by a guard further
+    in, does not. If all fail, the first failure is raised, or returned if it was returned. A caller's own mistake (4xx)
+    ends the race at once.
+
+    Of a stream, the attempts race until the first item: the stream that it comes from is read on, and the others are
+    closed. Later errors are the reader's to see.
 
     Each attempt runs in a task of its own, with a copy of the caller's context variables.
 
@@ -271,7 +370,8 @@ def hedge(
         delay: seconds.
         percentile: above 0 and below 1: the delay is this percentile of the latencies of the last 1,000 calls. Until 20
             are known it is `delay`; without `delay`, nothing is started until then.
-        attempts: how many there are at most, the first one included; each is started `delay` after the one before.
+        attempts: how many there are at most, the first one included; each is started `delay` after the one before, or
+            when one has failed.
         budget: share of the calls that may be asked again (0.1: one in ten, ten at the start, and one a second for
             those who make few calls), or a `RetryBudget` to share with retries and other hedges; None for no limit.
         name: how it calls itself in events.

@@ -127,24 +127,72 @@ async def test_the_first_attempt_may_still_win(clock, idle, attempts, end):
 
 async def test_each_further_attempt_starts_a_delay_after_the_one_before(clock, idle, attempts, end):
     async with anyio.create_task_group() as group:
-        group.start_soon(end.of, hedge(1, attempts=3, clock=clock)(attempts.work))
+        group.start_soon(end.of, hedge(1, attempts=4, clock=clock)(attempts.work))
         await idle()
         clock.advance(1)
         await idle()
         clock.advance(0.5)
-        attempts.answer(1, ValueError())  # a failure meanwhile moves nothing
-        await idle()
-        assert attempts.started == 2
-        clock.advance(0.5)
+        attempts.answer(1, ValueError())  # the next one comes at once, and the one after that a delay later
         await idle()
         assert attempts.started == 3
+        clock.advance(0.9)
+        await idle()
+        assert attempts.started == 3
+        clock.advance(0.1)
+        await idle()
+        assert attempts.started == 4
         attempts.answer(3, "three")
     assert end.result == "three"
-    assert attempts.cancelled == [2]
+    assert sorted(attempts.cancelled) == [2, 4]
 
 
-async def test_a_failure_starts_no_attempt_and_is_the_end_if_none_is_left(clock, idle, attempts, end):
-    error = ValueError()
+@pytest.mark.parametrize("returned", [False, True])
+async def test_a_failure_starts_the_next_attempt_at_once(clock, idle, attempts, end, returned):
+    failure = SimpleNamespace(status_code=500) if returned else ValueError()
+    with decisions() as seen:
+        async with anyio.create_task_group() as group:
+            group.start_soon(end.of, hedge(0.2, name="h", clock=clock)(attempts.work))
+            await idle()
+            clock.advance(0.1)
+            attempts.answer(1, failure)
+            await idle()
+            assert attempts.started == 2
+            attempts.answer(2, "two")
+    assert end.result == "two"
+    assert seen == [HedgeStarted("h", 2, 0.0), HedgeWon("h", 2)]
+
+
+async def test_with_no_percentile_known_a_failure_still_starts_the_next(clock, idle, attempts, end):
+    async with anyio.create_task_group() as group:
+        group.start_soon(end.of, hedge(percentile=0.9, clock=clock)(attempts.work))
+        await idle()
+        attempts.answer(1, ValueError())
+        await idle()
+        attempts.answer(2, "two")
+    assert end.result == "two"
+
+
+async def test_failures_stop_at_the_number_of_attempts_and_at_the_budget(clock, idle, attempts, end):
+    error = ValueError("first")
+    budget = RetryBudget(0.01, min_per_second=0, reserve=1, clock=clock)
+    work = hedge(0.2, attempts=3, budget=budget, clock=clock)(attempts.work)
+    async with anyio.create_task_group() as group:
+        group.start_soon(end.of, work)
+        await idle()
+        attempts.answer(1, error)
+        await idle()
+        assert attempts.started == 2
+        attempts.answer(2, ValueError("second"))  # the budget has no third
+    assert end.error is error
+    assert attempts.started == 2
+
+
+class Limited(Exception):
+    status_code = 429
+
+
+@pytest.mark.parametrize("error", [Limited(), Rejected("b")], ids=["throttled", "refused"])
+async def test_what_asks_for_less_starts_nothing_at_once(clock, idle, attempts, end, error):
     async with anyio.create_task_group() as group:
         group.start_soon(end.of, hedge(0.2, clock=clock)(attempts.work))
         await idle()
@@ -676,11 +724,11 @@ def test_describe():
     )
 
 
-async def test_streams_and_sync_functions_are_refused():
-    async def items():
+async def test_sync_functions_are_refused():
+    def items():
         yield 1
 
-    with pytest.raises(TypeError, match=r"hedge cannot drive .*items, a stream"):
+    with pytest.raises(TypeError, match=r"hedge cannot drive .*items, a generator"):
         hedge(1)(items)
     with pytest.raises(TypeError, match=r"hedge cannot drive .*lambda.*, a sync function"):
         hedge(1)(lambda: 1)
