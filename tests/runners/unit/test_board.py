@@ -84,3 +84,41 @@ def test_across_processes_and_after_the_writers_death(board):
     assert board.running() == (5, 6)
     assert board.busy_for() > 0.0
     assert board.progress() == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="macOS has no seals")
+def test_the_page_cannot_shrink_under_its_reader(board):
+    """Else the parent ends by SIGBUS when it looks."""
+    board.begin([3])
+    program = f"import os; os.ftruncate({board.fd}, 0)"
+    writer = subprocess.run([sys.executable, "-c", program], pass_fds=(board.fd,), capture_output=True, check=False)
+    assert b"PermissionError" in writer.stderr
+    assert board.running() == (3,)
+
+
+def test_without_seals_what_is_missing_reads_as_zero(monkeypatch):
+    monkeypatch.delattr("fcntl.F_ADD_SEALS", raising=False)
+    board = Board.create()
+    child = Board(os.dup(board.fd))
+    try:
+        child.begin([4, 5])
+        child.end()
+        child.begin([6])
+        assert (board.running(), board.progress()) == ((6,), 1)
+        assert board.busy_for() >= 0.0
+        os.ftruncate(board.fd, 0)
+        assert (board.running(), board.progress(), board.busy_for()) == ((), 0, 0.0)
+    finally:
+        child.close()
+        board.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="macOS has no seals")
+def test_a_system_that_refuses_seals(monkeypatch):
+    monkeypatch.setattr("runners.protocol.board.fcntl.fcntl", lambda *_: (_ for _ in ()).throw(OSError(22, "no")))
+    board = Board.create()
+    try:
+        os.ftruncate(board.fd, 8)
+        assert board.running() == ()
+    finally:
+        board.close()
