@@ -23,6 +23,7 @@ A `RemoteError` counts as what the function raised: see `runners.worker.engines.
         │   ├── ModelNotFound                                                  (also FileNotFoundError)
         │   ├── InvalidModel         not a model, or a damaged one             (also ValueError)
         │   ├── UnsupportedModel     a model with other inputs or outputs      (also ValueError)
+        │   ├── ModelChanged         a file is not the one that the other workers have loaded; `recycle()` takes it
         │   ├── TokenizerNotFound                                              (also FileNotFoundError)
         │   ├── FunctionNotFound                                               (also ImportError)
         │   ├── InvalidOption        an option does not fit the model or the machine   (also ValueError)
@@ -116,6 +117,19 @@ class InvalidModel(StartFailed, ValueError):
 
 class UnsupportedModel(StartFailed, ValueError):
     """The model loads, but has other inputs or outputs than the runner can use."""
+
+
+class ModelChanged(StartFailed):
+    """A file of the model is not the one that the runner's other workers have loaded. The new worker was refused, so
+    that answers of two models are not mixed. `recycle()` takes the new file for all workers.
+
+    Attributes:
+        path: the file; empty if it changed while it was being loaded.
+    """
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class TokenizerNotFound(StartFailed, FileNotFoundError):
@@ -256,6 +270,7 @@ _START: dict[str, type[StartFailed]] = {
     "model_not_found": ModelNotFound,
     "model_invalid": InvalidModel,
     "model_unsupported": UnsupportedModel,
+    "model_changed": ModelChanged,
     "tokenizer_not_found": TokenizerNotFound,
     "tokenizer_invalid": InvalidModel,
     "function_not_found": FunctionNotFound,
@@ -325,6 +340,7 @@ __all__ = [
     "InvalidOption",
     "InvalidType",
     "MissingExtra",
+    "ModelChanged",
     "ModelNotFound",
     "PoisonedRequest",
     "QueueFull",

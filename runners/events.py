@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from runners.supervision.events import (
         FleetOverBudget,
+        ModelFileChanged,
         RequestFinished,
         RequestsRedelivered,
         RunnerSampled,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FleetOverBudget",
+    "ModelFileChanged",
     "RequestFinished",
     "RequestsRedelivered",
     "RunnerSampled",

@@ -189,6 +189,10 @@ class Runner:
     async def recycle(self) -> None:
         """Replace every worker by a new one, one after the other, and return when that is done. No request is lost.
 
+        The new workers may have loaded other files of the model; else a worker that has is refused with `ModelChanged`.
+        As soon as one of them serves, the old ones only answer what they have. A runner without workers takes the new
+        files with its next load.
+
         A call while one goes on joins it. It goes on when the caller stops waiting.
 
         Raises:
@@ -326,10 +330,31 @@ class Runner:
     async def _ask_all(
         self, bodies: Sequence[tuple[bytes, Payload]], seconds: float, *, redeliver: bool, report: Report | None
     ) -> list[Answer]:
+        """All answers of one call. Where the model was changed in between, those of the old one are asked for again."""
+        began = time.monotonic()
+        answers: dict[int, tuple[Answer, int]] = {}
+        asked = list(range(len(bodies)))
+        while asked:
+            left = seconds - (time.monotonic() - began)
+            found = await self._ask_once([bodies[number] for number in asked], left, redeliver=redeliver, report=report)
+            answers.update(zip(asked, found, strict=True))
+            newest = max(generation for _, generation in answers.values())
+            asked = [number for number, (_, generation) in answers.items() if redeliver and generation != newest]
+        return [answers[number][0] for number in range(len(bodies))]
+
+    async def _ask_once(
+        self, bodies: Sequence[tuple[bytes, Payload]], seconds: float, *, redeliver: bool, report: Report | None
+    ) -> list[tuple[Answer, int]]:
+        """The answers, each with the generation of the model that gave it."""
         supervisor = self._supervisor
         began = time.monotonic()
         waiting: deque[Request] = deque()
-        answers: list[Answer] = []
+        answers: list[tuple[Answer, int]] = []
+
+        async def take() -> None:
+            answer = await waiting[0].future
+            answers.append((answer, waiting.popleft().generation))
+
         try:
             for body, payload in bodies:
                 left = seconds - (time.monotonic() - began)
@@ -337,11 +362,9 @@ class Runner:
                 if report is not None and report.request is None:
                     report.request = waiting[0]
                 if len(waiting) >= _OUTSTANDING:
-                    answers.append(await waiting[0].future)
-                    waiting.popleft()
+                    await take()
             while waiting:
-                answers.append(await waiting[0].future)
-                waiting.popleft()
+                await take()
         except BaseException:
             for request in waiting:
                 supervisor.withdraw(request)

@@ -82,10 +82,12 @@ class Ready(Message, tag="ready"):
     Attributes:
         capacity: requests that the parent may have here at once.
         info: facts about what was loaded (``dim``, ``max_tokens`` ...).
+        files: fingerprints of the files that it was loaded from, by path.
     """
 
     capacity: int
     info: dict[str, Any]
+    files: dict[str, str] = {}
 
 
 class LoadFailed(Message, tag="load_failed"):

@@ -101,6 +101,13 @@ class ScaleUpHeld(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFileChanged(Event):
+    """A new worker was refused: the file at `path` is not the one that the others have loaded. `recycle()` takes it."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunnerUnloaded(Event):
     """All workers of a runner without work were drained: ``idle`` for long, or ``evicted`` for another of its fleet.
 

@@ -55,7 +55,8 @@ class Replacer:
         _ = supervisor.spawn(self._replace_or_wait(worker, reason))
 
     async def recycle(self) -> None:
-        """Replace all workers that are in service now, one after the other. A call while that goes on joins it.
+        """Replace all workers that are in service now, one after the other. A call while that goes on joins it. If the
+        first new one has loaded another model, all old ones get nothing new from then on.
 
         The work goes on when a caller stops waiting.
 
@@ -69,11 +70,13 @@ class Replacer:
         await asyncio.shield(self._recycling)
 
     async def _recycle(self, workers: tuple[Worker, ...]) -> None:
+        model = self._supervisor.model
+        model.renew()
         try:
             for worker in workers:
                 while self._supervisor.replacing:
                     await self._free.wait()
-                if worker.state == "ready":  # else it went by itself meanwhile
+                if worker.state == "ready" or worker.superseded:  # else it went by itself meanwhile
                     self._begin()
                     await self._replace(worker, "recycle")
             await asyncio.gather(*self._leaving)
@@ -84,6 +87,8 @@ class Replacer:
             self._recycled(error)
         else:
             self._recycled(None)
+        finally:
+            model.keep()
 
     def stop(self) -> None:
         """The runner is closed: tell those who wait for `recycle`."""

@@ -29,6 +29,7 @@ class Request:
         given_at: when the first worker had it; None before.
         given_unfilled: whether the worker that runs it by itself, as a suspect, held little memory before.
         affinity: what has the same goes to the same worker, if that has room; None: anywhere.
+        generation: of the model of the worker that had it last; see `ServedModel`.
         abandoned_at: when its caller left, on the loop's clock; None while it waits.
     """
 
@@ -45,6 +46,7 @@ class Request:
         "deadline",
         "deaths",
         "future",
+        "generation",
         "given_at",
         "given_unfilled",
         "id",
@@ -80,6 +82,7 @@ class Request:
         self.accepted = 0.0
         self.given_at: float | None = None
         self.affinity: int | None = None
+        self.generation = 0
         self.slot = 0
         self.bucket: Bucket | None = None
         self.on_expire: Callable[[Request], None]

@@ -78,6 +78,8 @@ class RunnerStats:
         workers: the workers now.
         growth_per_request: bytes that a request leaves behind in its worker, learned, by the upper bound in bytes of
             its size class (a power of four).
+        model_changed: the file that is not the one that the workers have loaded, so that no new worker is taken; see
+            `recycle`. None, nearly always.
     """
 
     name: str
@@ -92,6 +94,7 @@ class RunnerStats:
     restarts: dict[str, int]
     workers: tuple[WorkerStats, ...]
     growth_per_request: dict[int, int] = field(default_factory=dict)
+    model_changed: str | None = None
 
 
 def runner_stats(
@@ -103,6 +106,7 @@ def runner_stats(
     restarts: dict[str, int],
     workers: tuple[WorkerStats, ...],
     growth: dict[int, int],
+    model_changed: str | None,
 ) -> RunnerStats:
     """A snapshot of a runner; `counts` is the dispatcher's."""
     return RunnerStats(
@@ -118,4 +122,5 @@ def runner_stats(
         restarts=restarts,
         workers=workers,
         growth_per_request=growth,
+        model_changed=model_changed,
     )

@@ -51,6 +51,7 @@ from runners.supervision.replace import Replacer
 from runners.supervision.request import Request
 from runners.supervision.restart import RestartPolicy
 from runners.supervision.scaling import keep_size
+from runners.supervision.served_model import ServedModel
 from runners.supervision.stats import RunnerStats, runner_stats, worker_stats
 from runners.supervision.tasks import keep, report
 from runners.supervision.watch import watch
@@ -106,6 +107,7 @@ class Supervisor:
         self.spec = spec
         self.limits = limits
         self.state: State = "new"
+        self.model = ServedModel(spec.name)
         self.replacing = False
         self.replacer = Replacer(self)
         self.growth = GrowthPerRequest()
@@ -362,6 +364,7 @@ class Supervisor:
         finally:
             self.pool.came(worker)
         try:
+            worker.generation = self.model.admit(worker.files)
             self._note_ready(worker, began)
         except BaseException:
             await worker.end("start_failed")
@@ -386,6 +389,10 @@ class Supervisor:
         """
         if worker.state == "exited":
             raise StartFailed(f"{self.spec.name}: a new worker died as soon as it was ready")
+        for other in self.workers:
+            if other.generation != worker.generation and other.state == "ready":
+                other.superseded = True  # in this turn, so that no two models answer what comes from now on
+                other.drain()
         self.workers.append(worker)
         self.pool.serves()
         if self.state == "failed":
@@ -429,6 +436,9 @@ class Supervisor:
 
     async def recycle(self) -> None:
         """Replace every worker, one after the other, with no request lost. See `Replacer.recycle`."""
+        if self.state in ("idle", "failed") and not self.pool.serving and asyncio.get_running_loop() is self._loop:
+            self.model.forget()  # the next load takes what is there
+            return
         self._usable()
         await self.replacer.recycle()
 
@@ -461,6 +471,7 @@ class Supervisor:
             restarts=dict(self._exits),
             workers=tuple(worker_stats(worker, now, self.limits.soft) for worker in self.workers),
             growth=self.growth.costs(),
+            model_changed=self.model.changed,
         )
 
     def count_replacement(self, reason: str) -> None:

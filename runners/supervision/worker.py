@@ -52,6 +52,9 @@ class Worker:
 
     Attributes:
         state: ``starting``, ``ready``, ``draining`` (answers what it has, gets nothing new) or ``exited``.
+        files: fingerprints of the files of its model, by path.
+        generation: of its model; see `ServedModel`.
+        superseded: whether it was taken out of service because another model is served now.
         in_flight: the requests that it has, by id; each leaves when it is answered.
         baseline: private memory when loaded and warm, in bytes.
         private: private memory at the last reading, in bytes.
@@ -77,6 +80,9 @@ class Worker:
         self.state: State = "starting"
         self.capacity = 1
         self.info: dict[str, Any] = {}
+        self.files: dict[str, str] = {}
+        self.generation = 0
+        self.superseded = False
         self.in_flight: dict[int, Request] = {}
         self.baseline = 0
         self.private = 0
@@ -194,6 +200,7 @@ class Worker:
         if idle:
             self.last_progress = now
         self.in_flight[request.id] = request
+        request.generation = self.generation
         self.suspects += request.suspect
         if request.given_at is None:
             request.given_at = now
@@ -301,6 +308,7 @@ class Worker:
         elif isinstance(message, Ready) and not self._ready.done():
             self.capacity = message.capacity
             self.info = message.info
+            self.files = message.files
             self._ready.set_result(None)
         elif isinstance(message, LoadFailed) and not self._ready.done():
             self.load_error = message.error

@@ -256,6 +256,13 @@ TABLE: tuple[Instrument, ...] = (
         {f"{_EVENTS}:RunnerUnloaded": lambda e: ((e.source, e.reason), 1)},
     ),
     counter(
+        "runners.model_changes",
+        "{time}",
+        "Times that a file of a model was found not to be the one that its workers have loaded.",
+        "runner",
+        {f"{_EVENTS}:ModelFileChanged": lambda e: ((e.source,), 1)},
+    ),
+    counter(
         "runners.fleet.over_budget",
         "{time}",
         "Times that busy runners held more than their fleet's budget, by what was done.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from guardrails.telemetry.records import Record, Severity, record, register
 from runners.supervision.events import (
     FleetOverBudget,
+    ModelFileChanged,
     RequestFinished,
     RequestsRedelivered,
     RunnerSampled,
@@ -96,6 +97,12 @@ def _over_budget(event: FleetOverBudget) -> Record:
     return record(event, "runner.fleet_over_budget", "warning", message, hint=hint)
 
 
+def _model_changed(event: ModelFileChanged) -> Record:
+    message = f"a new worker was refused: {event.path} is not the file that the others have loaded"
+    hint = "call recycle() to take the new file for all workers, or put the old one back"
+    return record(event, "runner.model_changed", "error", message, hint=hint)
+
+
 def _supervision(event: SupervisionFailed) -> Record:
     again = "" if event.retry_in is None else f"; trying again in {event.retry_in:.3g} s"
     fields = {"task": event.task, "retry_in": event.retry_in}
@@ -132,6 +139,7 @@ register(RequestsRedelivered, _redelivered, most="warning", replace=True)
 register(RunnerScaled, _scaled, most="info", replace=True)
 register(ScaleUpHeld, _held, most="warning", replace=True)
 register(FleetOverBudget, _over_budget, most="warning", replace=True)
+register(ModelFileChanged, _model_changed, most="error", replace=True)
 register(RunnerUnloaded, _unloaded, most="info", replace=True)
 register(SupervisionFailed, _supervision, replace=True)
 register(RequestFinished, _finished, most="debug", replace=True)

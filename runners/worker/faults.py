@@ -6,6 +6,7 @@ import ctypes
 import threading
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 from runners.spec import Faults
@@ -25,6 +26,10 @@ class FaultyEngine(StepEngine):
         self._trigger = faults.trigger.encode()
         self._marked: deque[Job] = deque()
         self._leaked: list[bytes] = []
+
+    def files(self) -> list[Path]:
+        """Those of the engine inside."""
+        return self._engine.files()
 
     def load(self) -> dict[str, Any]:
         """Load the engine inside."""

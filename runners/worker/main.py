@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from runners.protocol.board import Board
 from runners.protocol.frames import child_decoder
@@ -30,6 +30,7 @@ from runners.spec import Faults, WorkerSpec
 from runners.worker.channel import Channel, ParentGone
 from runners.worker.engines.base import EngineError, StepEngine, exception_info
 from runners.worker.faults import FaultyEngine
+from runners.worker.fingerprint import fingerprints, identity
 from runners.worker.resources import apply
 from runners.worker.serve import serve
 
@@ -69,13 +70,24 @@ def _live(channel: Channel, board: Board) -> None:
     sys.path[:] = [*spec.sys_path, *(entry for entry in sys.path if entry not in spec.sys_path)]
     try:
         engine = make_engine(spec)
-        info = engine.load()
+        info, files = _load(engine)
     except EngineError as error:
         _refuse(channel, LoadFailed(error.info(trace=True)))
     except Exception as error:
         _refuse(channel, LoadFailed(exception_info(error)))
-    channel.send(Ready(engine.capacity, info))
+    channel.send(Ready(engine.capacity, info, files))
     serve(channel, engine, board)
+
+
+def _load(engine: StepEngine) -> tuple[dict[str, Any], dict[str, str]]:
+    """Load it; returns its facts and the fingerprints of its files, which are those that were loaded."""
+    files = engine.files()
+    before = identity(files)
+    info = engine.load()
+    loaded = fingerprints(files)
+    if identity(files) != before or engine.files() != files:
+        raise EngineError("model_changed", f"{files[0]} was changed while it was being loaded; load it again")
+    return info, loaded
 
 
 def make_engine(spec: WorkerSpec) -> StepEngine:

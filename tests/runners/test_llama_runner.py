@@ -25,6 +25,7 @@ from runners.errors import (
     InvalidInput,
     InvalidModel,
     InvalidOption,
+    ModelChanged,
     ModelNotFound,
     PoisonedRequest,
     PromptTooLong,
@@ -332,3 +333,18 @@ def test_a_line_says_how_bad_it_is():
         (logging.INFO, ""),
         (logging.WARNING, "<3 z"),
     ]
+
+
+async def test_a_file_that_was_replaced_is_refused_until_recycle(tmp_path):
+    model = tiny_gguf.write(tmp_path / "model.gguf")
+    async with LlamaRunner(model, slots=2, context=256) as llama:
+        data = bytearray(model.read_bytes())
+        data[-64:] = bytes(64)
+        (tmp_path / "new").write_bytes(data)
+        (tmp_path / "new").rename(model)
+        with pytest.raises(ModelChanged, match=r"model\.gguf"):
+            await llama._supervisor.bring_up()
+        assert llama.stats().model_changed == str(model)
+        assert (await llama.complete("the", max_tokens=2)).text is not None
+        await llama.recycle()
+        assert llama.stats().model_changed is None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import abc
 import time
 import traceback
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -94,6 +95,14 @@ class StepEngine(abc.ABC):
     """
 
     capacity: int = 1
+
+    def files(self) -> list[Path]:
+        """The files that `load` loads and that all workers must have alike; asked before and after it.
+
+        Raises:
+            EngineError: as `load`.
+        """
+        return []
 
     @abc.abstractmethod
     def load(self) -> dict[str, Any]:

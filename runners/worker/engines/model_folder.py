@@ -17,6 +17,8 @@ A model file may come from anywhere, so what it says is checked, and nothing out
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +31,11 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 _MODELS = ("onnx/model.onnx", "model.onnx")
 _DEFAULT_MAX_TOKENS = 512
+#: Files that say how vectors are made.
+_SETTINGS = ("modules.json", "sentence_bert_config.json", "tokenizer_config.json", "*_Pooling/config.json")
+#: An entry of external data in a graph: the key, and the length and the bytes of its value.
+_LOCATION = re.compile(rb"\x0a\x08location\x12(?=([\x01-\x7f].{0,127}))", re.DOTALL)
+_LARGEST_GRAPH = 64 * 2**20
 #: transformers writes 1e30 for "no limit", and some models leave numbers that no encoder reaches.
 _SANE_MAX_TOKENS = 100_000
 _POOLINGS: dict[str, Pooling] = {
@@ -127,6 +134,23 @@ def find(options: Options) -> ModelFiles:
         pooling=options.pooling or _pooling(root, modules),
         normalize=_normalize(options, modules),
     )
+
+
+def all_files(found: ModelFiles) -> list[Path]:
+    """What was found, the files that the model's file names, and those that say how it is used."""
+    folders = dict.fromkeys((found.model.parent, found.tokenizer.parent))
+    settings = [file for folder in folders for pattern in _SETTINGS for file in sorted(folder.glob(pattern))]
+    return list(dict.fromkeys((found.model, *_external(found.model), found.tokenizer, *settings)))
+
+
+def _external(model: Path) -> list[Path]:
+    """The files beside it that hold its weights. Their names stand in the graph, of which a large file has no need."""
+    if model.stat().st_size > _LARGEST_GRAPH:
+        return []
+    names = {match[1][1 : 1 + match[1][0]] for match in _LOCATION.finditer(model.read_bytes())}
+    paths = [Path(os.fsdecode(name)) for name in sorted(names)]
+    inside = [model.parent / path for path in paths if not path.is_absolute() and ".." not in path.parts]
+    return [file for file in inside if file.is_file()]
 
 
 def _model_in(folder: Path) -> Path:

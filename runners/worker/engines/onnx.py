@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -34,7 +35,7 @@ from runners.worker.engines.base import (
     exception_info,
 )
 from runners.worker.engines.batching import Batcher, Pass, Text
-from runners.worker.engines.model_folder import find, parse_options
+from runners.worker.engines.model_folder import all_files, find, parse_options
 from runners.worker.engines.onnx_model import OnnxModel
 from runners.worker.engines.tokens import Tokens
 
@@ -93,6 +94,10 @@ class OnnxEngine(StepEngine):
         self._model: OnnxModel
         self._batcher: Batcher
         self._pool: ThreadPoolExecutor
+
+    def files(self) -> list[Path]:
+        """The model with its external data, its tokenizer, and what their folder says of them."""
+        return all_files(find(self._options))
 
     def load(self) -> dict[str, Any]:
         """Load the model, and run the largest pass in every lane."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,7 +28,7 @@ from runners.protocol.generation import Ask, Chat, Complete, Embed, Sampling, To
 from runners.protocol.messages import ErrorInfo
 from runners.worker.engines.base import CANCELLED, EngineError, Job, Replies, Running, StepEngine
 from runners.worker.engines.llama.cache import Saved
-from runners.worker.engines.llama.loading import Options, load, parse_options, stored_tokens
+from runners.worker.engines.llama.loading import Options, load, parse_options, parts_of, stored_tokens
 from runners.worker.engines.llama.logs import Log
 from runners.worker.engines.llama.model import Model
 from runners.worker.engines.llama.native import Context, DecodeFailed
@@ -79,6 +80,10 @@ class LlamaEngine(StepEngine):
         self._slots: Slots
         self._prompts: Prompts
         self._pooled: Pooled
+
+    def files(self) -> list[Path]:
+        """The GGUF file, or all parts of it."""
+        return parts_of(Path(self._options.path))
 
     def load(self) -> dict[str, Any]:
         """Map the model, make the KV cache, compute a token."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import mmap
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ _PER_CELL = 32
 _CPU_BATCH, _GPU_BATCH = 63, 512
 #: Of ids.
 _MOST_SEQUENCES = 256 - KvCache.OWN
+#: The end of the name of a part of a split model.
+_SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 #: Bytes of 32 elements; smaller ones are quantised.
 _HALVES = 64
 
@@ -126,6 +130,14 @@ def parse_options(options: dict[str, Any]) -> Options:
     if parsed.step < parsed.slots:
         raise EngineError("bad_option", f"batch={parsed.batch} is less than slots={parsed.slots}: each needs a token")
     return parsed
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files of a model: several, if it was split."""
+    split = _SPLIT.search(path.name)
+    if split is None:
+        return [path]
+    return sorted(path.parent.glob(f"{glob.escape(path.name[: split.start()])}-?????-of-{split[1]}.gguf"))
 
 
 def load(options: Options, log: Log) -> tuple[Model, Context]:
