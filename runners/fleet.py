@@ -371,6 +371,7 @@ class Fleet(Mapping[str, R]):
         _log.warning(
             "fleet: busy runners have held %s of %s for %.3g s; %s: %s",
             format_size(used), format_size(self.budget), seconds, name, _DONE[action],
+            extra={"event": "runner.fleet_over_budget"},
         )  # fmt: skip
         if events.sinks:
             events.emit(FleetOverBudget(name, self.budget, used, seconds, action))

@@ -40,6 +40,8 @@ _BARE = re.compile(r"[^\s\"=\\]+")
 _QUOTED = frozenset('"\\')
 #: Keys that mean something to structlog or its processors.
 _TAKEN = frozenset({"event", "source", "message", "hint", "level", "logger", "timestamp", "exc_info", "stack_info"})
+#: Loggers with lines of their own on what is an event too: such a line has the event's name as its `event`.
+_PLAIN = ("runners", "guardrails.memory")
 _PATTERN = re.compile(r"[\w.]+\*?|\*")
 
 
@@ -120,10 +122,14 @@ class EventLog:
         self._writing = threading.local()
         self._worker = Worker(self._tell, self._lost, name="guardrails-log") if background else None
         self._unsubscribe = subscribe(self._sink)
+        for name in _PLAIN:
+            logging.getLogger(name).addFilter(self._is_news)
 
     def stop(self) -> None:
         """Log no more; what waits, and what was left out, is still told. Again, it does nothing."""
         self._unsubscribe()
+        for name in _PLAIN:
+            logging.getLogger(name).removeFilter(self._is_news)
         if self._worker is not None:
             self._worker.stop()
         now = self._clock.now()
@@ -151,6 +157,11 @@ class EventLog:
             self._tell(event if chosen else None)
         else:
             self._worker.put(event if chosen else None)
+
+    def _is_news(self, line: logging.LogRecord) -> bool:
+        """Whether a plain line is to be logged: not where the event that it is about is logged here."""
+        name = getattr(line, "event", None)
+        return name is None or getattr(self._writing, "now", False) or not self._chosen.covers(name, line.levelno)
 
     def _tell(self, event: Event | None) -> None:
         record = None if event is None else describe(event)
@@ -212,6 +223,12 @@ class _Chosen:
             self._may[kind] = False  # nor is any other one: all events of a class have one name
             return False
         return named or _RANK[record.severity] >= self._least
+
+    def covers(self, name: str, level: int) -> bool:
+        """Whether records of this name are logged, at a level of the standard library's."""
+        if any(_matches(name, pattern) for pattern in self._but):
+            return False
+        return level >= _LEVELS[SEVERITIES[self._least]] or any(_matches(name, pattern) for pattern in self._also)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from runners.supervision.supervisor import Supervisor
 
 _log = logging.getLogger("runners")
+#: What marks a plain line as one on an event, which is not logged twice: see `guardrails.telemetry.logs`.
+_REPLACED = {"event": "runner.worker_replaced"}
 
 #: Seconds before a replacement that failed is tried again.
 _REPLACE_AGAIN = 5.0
@@ -141,7 +143,9 @@ class Replacer:
         supervisor = self._supervisor
         await worker.leave(supervisor.drain_timeout)
         supervisor.count_replacement(reason)
-        _log.info("%s: worker %d replaced by %d (%s)", supervisor.spec.name, worker.pid, new.pid, reason)
+        _log.info(
+            "%s: worker %d replaced by %d (%s)", supervisor.spec.name, worker.pid, new.pid, reason, extra=_REPLACED
+        )
         if events.sinks:
             events.emit(WorkerReplaced(supervisor.spec.name, worker.pid, new.pid, reason, overlap))
 

@@ -109,6 +109,6 @@ def _drain_one(pool: Pool) -> None:
 
 
 def _report(pool: Pool, old: int, new: int) -> None:
-    _log.info("%s: %d -> %d workers", pool.name, old, new)
+    _log.info("%s: %d -> %d workers", pool.name, old, new, extra={"event": "runner.scaled"})
     if events.sinks:
         events.emit(RunnerScaled(pool.name, old, new))

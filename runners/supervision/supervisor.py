@@ -60,6 +60,8 @@ from runners.supervision.worker import Worker
 State = Literal["new", "idle", "starting", "ready", "draining", "failed", "stopped"]
 
 _log = logging.getLogger("runners")
+#: What marks a plain line as one on an event, which is not logged twice: see `guardrails.telemetry.logs`.
+_STATE, _EXITED = {"event": "runner.state_changed"}, {"event": "runner.worker_exited"}
 _FOREVER = float("inf")
 #: Those that were started. What is left of them at the end of the program is ended: the last resort.
 _alive: weakref.WeakSet[Supervisor] = weakref.WeakSet()
@@ -265,7 +267,7 @@ class Supervisor:
         old, self.state = self.state, new
         self._was_failed |= new == "failed"
         if old != new:
-            _log.info("%s: %s -> %s", self.spec.name, old, new)
+            _log.info("%s: %s -> %s", self.spec.name, old, new, extra=_STATE)
             if events.sinks:
                 events.emit(RunnerStateChanged(self.spec.name, old, new))
 
@@ -425,7 +427,7 @@ class Supervisor:
             events.emit(WorkerExited(self.spec.name, worker.pid, exit.label, exit.describe(), exit.stderr))
         if not expected:
             self._exits[exit.label] += 1
-            _log.warning("%s: worker %d %s", self.spec.name, worker.pid, exit.describe())
+            _log.warning("%s: worker %d %s", self.spec.name, worker.pid, exit.describe(), extra=_EXITED)
         self.dispatcher.take_back(worker, exit, closed=self._closed if self.state == "stopped" else None)
         if in_service and not worker.retired:
             self.pool.crashed(worker)

@@ -10,6 +10,8 @@ from guardrails.core import events
 from runners.supervision.events import SupervisionFailed
 
 _log = logging.getLogger("runners")
+#: What marks a plain line as one on an event, which is not logged twice: see `guardrails.telemetry.logs`.
+_EVENT = {"event": "runner.supervision_failed"}
 
 #: Seconds before a task that failed is started again: doubled with each failure in a row, up to the second.
 _FIRST = 0.1
@@ -21,7 +23,7 @@ _STEADY = 10.0
 def report(source: str, task: str, error: BaseException, retry_in: float | None) -> None:
     """Log a failure of a supervision task with its traceback, and emit it as an event."""
     again = "" if retry_in is None else f"; trying again in {retry_in:.3g} s"
-    _log.error("%s: %s failed: %s%s", source, task, error, again, exc_info=error)
+    _log.error("%s: %s failed: %s%s", source, task, error, again, exc_info=error, extra=_EVENT)
     if events.sinks:
         events.emit(SupervisionFailed(source, task, f"{type(error).__name__}: {error}", retry_in))
 

@@ -172,6 +172,35 @@ def test_which_are_written(records, options, names):
     assert [record.event for record in records] == names * 2
 
 
+@pytest.mark.parametrize(
+    ("options", "event", "level", "shown"),
+    [
+        ({}, "runner.worker_exited", logging.WARNING, False),
+        ({}, "runner.state_changed", logging.INFO, False),
+        ({}, None, logging.WARNING, True),
+        ({"level": "error"}, "runner.worker_exited", logging.WARNING, True),  # the event may be below that too
+        ({"level": "error", "also": ["runner.*"]}, "runner.worker_exited", logging.WARNING, False),
+        ({"but": ["runner.worker_exited"]}, "runner.worker_exited", logging.WARNING, True),
+        ({}, "call.settled", logging.DEBUG, True),
+    ],
+)
+@pytest.mark.parametrize("name", ["runners", "guardrails.memory"])
+def test_a_plain_line_on_what_is_logged_as_an_event_is_left_out(caplog, name, options, event, level, shown):
+    logger = logging.getLogger(name)
+    extra = {} if event is None else {"event": event}
+    with caplog.at_level(logging.DEBUG):
+        with log_events(**options):
+            logger.log(level, "while it logs", extra=extra)
+        logger.log(level, "afterwards", extra=extra)
+    assert [line.getMessage() for line in caplog.records] == ["while it logs"] * shown + ["afterwards"]
+
+
+def test_the_same_logger_may_take_the_events(caplog):
+    with caplog.at_level(logging.INFO), log_events(logging.getLogger("runners")):
+        emit(OPENED)
+    assert len(caplog.records) == 1
+
+
 def test_after_the_end_none_is(records):
     log = log_events()
     log.stop()

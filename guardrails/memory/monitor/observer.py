@@ -115,9 +115,13 @@ class Observer:
         if self._log_every is not None:
             if isinstance(news, AlertRaised):
                 text = f"{news.alert} {news.source}: {news.message}. {news.action}."
-                _log.log(_LEVELS[news.severity], "%s", text, extra={"alert": dict(news.values)})
+                _log.log(
+                    _LEVELS[news.severity], "%s", text, extra={"alert": dict(news.values), "event": "alert.raised"}
+                )
             else:
-                _log.info("%s %s: over after %.0f s", news.alert, news.source, news.seconds)
+                _log.info(
+                    "%s %s: over after %.0f s", news.alert, news.source, news.seconds, extra={"event": "alert.cleared"}
+                )
         events.emit(news)
         if self._on_alert is not None:
             try:
