@@ -26,7 +26,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
-from guardrails.core import drive, events
+from guardrails.core import deadline, drive, events
 from guardrails.core.drive import Held
 from guardrails.core.guard import Call, Gate
 from guardrails.core.observed import ObservedCall
@@ -159,10 +159,14 @@ class Blocks:
         held, announced, _ = entry
         if exc is None:
             drive.finish(held)
+            if self._interrupting is not None:
+                deadline.tidy()
             if announced is not None:
                 announced.end(SUCCESS)
             return
         truth = drive.leave(held, exc, self._verdict)
+        if self._interrupting is not None:
+            deadline.tidy()
         if announced is not None:
             announced.end(drive.judger(self._verdict)(truth))
         try:

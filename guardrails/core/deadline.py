@@ -55,6 +55,16 @@ def innermost(own: Limit | None = None) -> Limit | None:
     return limit
 
 
+def tidy() -> None:
+    """Leave no limit that is over as the innermost one of this context."""
+    limit = head = current.get()
+    while limit is not None and limit.until is None:
+        limit = limit.parent
+    if head is not None and head is not limit:
+        head.parent = limit  # for other contexts in which it stands
+        current.set(limit)
+
+
 def remaining() -> float | None:
     """Seconds until the nearest deadline in force: 0.0 when it has passed, None when there is none."""
     return _nearest(enforced=True)

@@ -1,4 +1,4 @@
-"""Drives one call through a run of gates: four shapes, one for each kind of function.
+"""Drives one call through a run of gates. Streams are driven by `guardrails.core.streams`.
 
 ::
 
@@ -13,15 +13,15 @@ refusal, a cancelled wait) is nobody's failure either: the dependency was not re
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 from guardrails.core import events
-from guardrails.core.guard import Call, DrivenCall, Gate, Strategy, Ticket
+from guardrails.core.guard import DrivenCall, Gate, Strategy, Ticket
 from guardrails.core.observed import ObservedCall
-from guardrails.core.outcome import IGNORED, SUCCESS, Outcome, classify_result
+from guardrails.core.outcome import SUCCESS, Outcome, classify_result
 from guardrails.core.unrolled import compile_guarded
 
 _log = logging.getLogger("guardrails")
@@ -30,8 +30,6 @@ Verdict = Callable[[BaseException], Outcome]
 ResultVerdict = Callable[[Any], Outcome]
 CallMaker = Callable[[tuple[Any, ...], dict[str, Any]], DrivenCall]
 Held = list[tuple[Gate, Ticket]]
-#: For a gate that cut a stream off, by its place in the pipeline: what the stream ended with for the gates further in.
-Cuts = dict[int, BaseException]
 
 
 def settle(gate: Gate, ticket: Ticket, outcome: Outcome) -> None:
@@ -204,189 +202,6 @@ def call_maker(function: Callable[..., Any], verdict: Verdict, result_verdict: R
         return DrivenCall(function, args, kwargs, judged, judged_result)
 
     return call_of
-
-
-def gated_stream(
-    fn: Callable[..., AsyncGenerator[Any, Any]], gates: Sequence[Gate], verdict: Verdict, name: str | None = None
-) -> Callable[..., AsyncGenerator[Any, Any]]:
-    """`fn`, an async generator function, behind `gates`: entered at its first item, settled at its end.
-
-    A gate that interrupts is armed around each item only, never while the reader holds the stream. With `name`, the
-    whole pipeline's, each stream is announced to those who listen to events, and its end.
-    """
-    judged = judger(verdict)
-
-    async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        call = Call(args, kwargs, stream=True)
-        held: Held = []
-        source: AsyncGenerator[Any, Any] | None = None
-        outcome = IGNORED  # closing early, or never getting in, is not the dependency's failure
-        refused: Outcome | None = None
-        cuts: Cuts = {}
-        announced = ObservedCall(name, stream=True) if events.sinks and name is not None else None
-        try:
-            try:
-                for gate in gates:
-                    ticket = gate.try_enter(call)
-                    if ticket is None:
-                        ticket = await gate.enter(call)
-                    held.append((gate, ticket))
-            except BaseException as exc:
-                refused = judged(exc)
-                raise
-            watched = [(place, gate, ticket) for place, (gate, ticket) in enumerate(held) if gate.interrupts]
-            source = fn(*args, **kwargs)
-            step: Callable[[Any], Awaitable[Any]] = source.asend
-            given: Any = None
-            alone = watched[0] if len(watched) == 1 else None
-            while True:
-                try:
-                    if alone is not None:  # `_watch` without a frame of its own, and without a list
-                        here, gate, ticket = alone
-                        try:
-                            gate.arm(ticket)
-                            item = await step(given)
-                        except BaseException as exc:
-                            truth = _disarm(gate, ticket, here, exc, cuts)
-                            try:
-                                if truth is exc or truth is None:
-                                    raise
-                                raise truth from exc
-                            finally:
-                                del truth  # the traceback holds this frame: a reference cycle
-                        gate.disarm(ticket, None)
-                    elif watched:
-                        item = await _watch(watched, step, given, cuts)
-                    else:
-                        item = await step(given)
-                except StopAsyncIteration:
-                    outcome = SUCCESS
-                    return
-                except BaseException as exc:
-                    outcome = judge(verdict, exc)
-                    raise
-                if announced is not None:
-                    announced.item()
-                step = source.asend
-                try:
-                    given = yield item
-                except GeneratorExit:
-                    raise
-                except BaseException as exc:  # thrown in by the reader: the source decides what becomes of it
-                    step, given = source.athrow, exc
-        finally:
-            try:
-                if source is not None:
-                    await source.aclose()
-            finally:
-                while held:
-                    gate, ticket = held.pop()
-                    place = max((place for place in cuts if place < len(held)), default=None)
-                    settle(gate, ticket, outcome if place is None else judge(verdict, cuts[place]))
-                if announced is not None:
-                    announced.end(refused or outcome)
-                del outcome, refused
-                cuts.clear()
-
-    return guarded
-
-
-async def _watch(
-    watched: list[tuple[int, Gate, Ticket]], step: Callable[[Any], Awaitable[Any]], given: Any, cuts: Cuts
-) -> Any:
-    truth: BaseException | None = None
-    item = None
-    try:
-        for _, gate, ticket in watched:
-            gate.arm(ticket)
-        item = await step(given)
-    except BaseException as exc:  # every end is shown to the gates, and raised again below
-        truth = exc
-    for place, gate, ticket in reversed(watched):
-        truth = gate.disarm(ticket, None) if truth is None else _disarm(gate, ticket, place, truth, cuts)
-    if truth is not None:
-        try:
-            raise truth
-        finally:
-            del truth
-    return item
-
-
-def _disarm(gate: Gate, ticket: Ticket, place: int, exc: BaseException, cuts: Cuts) -> BaseException | None:
-    found = gate.disarm(ticket, exc)
-    if found is not exc and found is not None:
-        found.__cause__ = exc
-        cuts[place] = exc
-    return found
-
-
-def gated_iterator(
-    fn: Callable[..., Generator[Any, Any, Any]], gates: Sequence[Gate], verdict: Verdict, name: str | None = None
-) -> Callable[..., Generator[Any, Any, Any]]:
-    """`fn`, a generator function, behind `gates`: entered at its first item, settled at its end.
-
-    With `name`, as `gated_stream`.
-    """
-    judged = judger(verdict)
-
-    def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        call = Call(args, kwargs, stream=True)
-        held: Held = []
-        outcome = IGNORED
-        refused: Outcome | None = None
-        announced = ObservedCall(name, stream=True) if events.sinks and name is not None else None
-        try:
-            try:
-                for gate in gates:
-                    ticket = gate.try_enter(call)
-                    if ticket is None:
-                        ticket = gate.enter_blocking(call)
-                    held.append((gate, ticket))
-            except BaseException as exc:
-                refused = judged(exc)
-                raise
-            try:
-                items = fn(*args, **kwargs)
-                result = yield from items if announced is None else _Noting(items, announced)
-            except GeneratorExit:
-                raise
-            except BaseException as exc:
-                outcome = judge(verdict, exc)
-                raise
-            outcome = SUCCESS
-            return result
-        finally:
-            while held:
-                gate, ticket = held.pop()
-                settle(gate, ticket, outcome)
-            if announced is not None:
-                announced.end(refused or outcome)
-            del outcome, refused  # the exception's traceback holds this frame: a reference cycle
-
-    return guarded
-
-
-class _Noting(Generator[Any, Any, Any]):
-    """A generator that tells an announced call of its items: `yield from` does not see them."""
-
-    __slots__ = ("_announced", "_source")
-
-    def __init__(self, source: Generator[Any, Any, Any], announced: ObservedCall) -> None:
-        self._source = source
-        self._announced = announced
-
-    def send(self, value: Any) -> Any:
-        item = self._source.send(value)
-        self._announced.item()
-        return item
-
-    def throw(self, *error: Any) -> Any:
-        item = self._source.throw(*error)
-        self._announced.item()
-        return item
-
-    def close(self) -> None:
-        self._source.close()
 
 
 _LAZY = frozenset({CoroutineType, AsyncGeneratorType, GeneratorType})

@@ -93,6 +93,13 @@ class Gate(Guard):
     #: False when the gate's `settle` does nothing after a success that `disarm` did not do.
     settles = True
 
+    #: True when it sets context variables for the code inside. Entering sets them for a plain call and a block; around
+    #: each step of a stream `resume` does, and `suspend` sets them back. One that interrupts does so in `arm` and
+    #: `disarm`.
+    contextual = False
+    #: True when `first_item` is to be called.
+    times_first = False
+
     @abc.abstractmethod
     def try_enter(self, call: Call) -> Ticket | None:
         """Let the call in at once, or return None if it would have to wait. Never blocks.
@@ -116,6 +123,18 @@ class Gate(Guard):
     @abc.abstractmethod
     def settle(self, ticket: Ticket, outcome: Outcome) -> None:
         """Take the ticket back, with what came of the attempt. Called exactly once a ticket; must not raise."""
+
+    def resume(self, ticket: Ticket) -> None:
+        """A step of a stream begins: show the code inside what the ticket is (`contextual` only)."""
+        raise NotImplementedError
+
+    def suspend(self, ticket: Ticket) -> None:
+        """The step is over: leave nothing in the reader's context."""
+        raise NotImplementedError
+
+    def first_item(self, ticket: Ticket) -> None:
+        """The first item of a stream has come (`times_first` only)."""
+        raise NotImplementedError
 
     def arm(self, ticket: Ticket) -> None:
         """Start to watch one step of a stream (`interrupts` only). For a plain call, entering does it."""

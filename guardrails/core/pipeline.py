@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
-from guardrails.core import drive, driven, outcome
+from guardrails.core import drive, driven, outcome, streams
 from guardrails.core.blocks import CONTEXTLIB, Block, Blocks, place_of
 from guardrails.core.guard import Gate, Guard, Strategy
 from guardrails.core.kinds import checked, is_async, kind_of, name_of
@@ -237,12 +237,12 @@ class Pipeline(Layer):
                 )
             return fn if outside is None else driven.driven(fn, outside, kind, call_of, observed)
         if gates:
-            gated = drive.gated_stream if kind == "stream" else drive.gated_iterator
+            gated = streams.gated_stream if kind == "stream" else streams.gated_iterator
             fn = gated(fn, gates, self._classify, None if strategy is not None else name)
         if strategy is None:
             return fn
         if whole is not None and name is not None:
-            observed = drive.gated_stream(whole, (), self._classify, name)
+            observed = streams.gated_stream(whole, (), self._classify, name)
         return driven.driven(fn, strategy, kind, call_of, observed)
 
 

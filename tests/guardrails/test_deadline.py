@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 
 import anyio
@@ -272,3 +273,65 @@ def test_a_loop_with_a_time_of_its_own():
 @timeout(0.01)
 async def _hang():
     await asyncio.sleep(30)
+
+
+# What stays in a context
+
+
+@pytest.mark.anyio
+async def test_between_the_steps_of_a_stream_its_reader_has_no_deadline_and_at_its_end_nothing():
+    @timeout(30)
+    async def stream():
+        for _ in range(2):
+            assert 29 < remaining() <= 30
+            yield remaining()
+            assert 29 < remaining() <= 30
+
+    one, two = stream(), stream()
+    before = dict(contextvars.copy_context())
+    await anext(one)
+    assert remaining() is None
+    await anext(two)
+    assert remaining() is None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.__anext__)
+    await one.aclose()
+    await two.aclose()
+    assert dict(contextvars.copy_context()) == {**before, current: None}
+
+
+@pytest.mark.anyio
+async def test_a_deadline_inside_a_stream_is_for_its_own_steps_only():
+    @timeout(30)
+    async def stream():
+        async with timeout(5):
+            yield
+            assert 4 < remaining() <= 5
+        assert 29 < remaining() <= 30
+        yield
+
+    source = stream()
+    await anext(source)
+    assert remaining() is None
+    await anext(source)
+    assert remaining() is None
+    await source.aclose()
+    assert current.get() is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio's scopes have to nest
+@pytest.mark.parametrize("order", [1, -1])
+async def test_generators_with_a_deadline_leave_nothing_in_their_readers_context(order, anyio_backend):
+    limit = timeout(30)
+
+    async def block():
+        async with limit:
+            yield
+
+    sources = [block() for _ in range(100)]
+    for source in sources:
+        await anext(source)
+    for source in sources[::order]:
+        await source.aclose()
+    assert current.get() is None

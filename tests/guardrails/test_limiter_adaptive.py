@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import weakref
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -171,25 +173,98 @@ async def test_the_innermost_call_of_this_limiter_is_meant(clock):
     assert (inner.available(), outer.available()) == ({"tokens": 98}, {"tokens": 96})
 
 
+def here(gate):
+    try:
+        return gate.reservation
+    except LookupError:
+        return None
+
+
 @pytest.mark.anyio
-async def test_streams_that_one_task_reads_in_turns_may_end_in_any_order(clock):
-    gate = limiter(tokens=100, per=10, cost=lambda name: 10, clock=clock)
+async def test_each_step_of_a_stream_has_its_reservation_and_the_reader_has_none(clock):
+    gate = limiter(tokens=100, per=10, cost=lambda: 10, clock=clock)
+    seen = {}
 
     @gate
-    async def stream(name):
-        for number in range(2):
-            yield name, number
+    async def stream():
+        mine = gate.reservation
+        try:
+            for number in range(3):
+                assert gate.reservation is mine
+                yield number
+        finally:
+            assert gate.reservation is mine
+            seen[mine] = True
 
-    first, second, third = stream("a"), stream("b"), stream("c")
-    for each in (first, second, third):
+    @gate
+    def items():
+        mine = gate.reservation
+        for number in range(3):
+            assert gate.reservation is mine
+            yield number
+        seen[mine] = True
+
+    async def step(source):
+        await anext(source)
+
+    streams = [stream() for _ in range(3)]
+    for each in streams:
         await anext(each)
-    newest = gate.reservation
-    await second.aclose()
-    assert gate.reservation is newest
-    await third.aclose()
-    await first.aclose()
-    with pytest.raises(LookupError):
-        _ = gate.reservation
+        assert here(gate) is None
+    for each in streams:  # its next step is in a task of its own
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(step, each)
+    for number in (1, 2, 0):
+        await streams[number].aclose()
+        assert here(gate) is None
+    for _ in items():
+        assert here(gate) is None
+    assert len(seen) == 4
+
+
+@pytest.mark.anyio
+async def test_a_block_inside_a_stream_is_seen_in_the_steps_of_that_stream_only(clock):
+    gate = limiter(tokens=100, per=10, cost=lambda: 10, clock=clock)
+    other = limiter(tokens=100, per=10, clock=clock)
+
+    @gate
+    async def stream():
+        whole = gate.reservation
+        async with other:
+            mine = other.reservation
+            yield
+            assert other.reservation is mine
+            assert gate.reservation is whole
+        assert here(other) is outer
+        yield
+
+    async with other:
+        outer = other.reservation
+        source = stream()
+        await anext(source)
+        assert other.reservation is outer
+        await anext(source)
+        await source.aclose()
+    assert here(other) is None
+
+
+def test_dropped_generators_that_hold_a_block_leave_nothing_in_the_context(clock):
+    gate = limiter(tokens=10_000, per=10, clock=clock)
+
+    def block():
+        with gate:
+            yield
+
+    for order in (1, -1):
+        sources = [block() for _ in range(200)]
+        for source in sources:
+            next(source)
+        held = weakref.ref(gate.reservation)
+        for source in sources[::order]:
+            source.close()
+        del source, sources
+        assert here(gate) is None
+        assert held() is None
 
 
 def test_a_reservation_takes_an_amount_that_its_limiter_knows(clock):

@@ -17,7 +17,7 @@ from guardrails.gates.limiter.bucket import Bucket, Part
 from guardrails.gates.limiter.exclusive import STEADY
 from guardrails.gates.limiter.face import NOT_GIVEN, LimiterFace
 from guardrails.gates.limiter.lane import Rates
-from guardrails.gates.limiter.reservation import Reservation, closed, opened
+from guardrails.gates.limiter.reservation import Reservation, closed, opened, resumed, suspended
 from guardrails.gates.limiter.settings import Costs
 from guardrails.gates.limiter.signals import Drained, RateChanged
 from guardrails.gates.limiter.turnstile import ALONE, Ident
@@ -68,14 +68,14 @@ class Limiter(LimiterFace, Layer, Gate):
         self._key = key
         self._tier = tier
         self._tiered = None not in tiers
-        # Whole calls of a fixed weight need no correction, and so nothing that `reservation` could find.
-        self._correctable = costs.fixed is None or costs.dimensions != ("requests",)
+        # For `reservation`. Whole calls of a fixed weight need no correction, and so nothing that it could find.
+        self.contextual = costs.fixed is None or costs.dimensions != ("requests",)
         self.reads_call = costs.fixed is None or key is not None or tier is not None
         self._bucket: Bucket | None = None
         self._amount = 0.0
         # Whether a success is of no more interest.
-        self._careless = not self._correctable and adaptive is None
-        if STEADY and self._lane is not None and not self._correctable and costs.fixed is not None:
+        self._careless = not self.contextual and adaptive is None
+        if STEADY and self._lane is not None and not self.contextual and costs.fixed is not None:
             # The common case has a quick way in, and no reservation.
             (self._bucket,) = self._lane.buckets
             (self._amount,) = costs.fixed
@@ -91,7 +91,9 @@ class Limiter(LimiterFace, Layer, Gate):
         bucket = self._bucket
         if bucket is None:
             reservation = self._try(self.costs.of_call(call), self._ident_of(call))
-            return reservation if reservation is None or not self._correctable else opened(reservation)
+            if reservation is None or not self.contextual or call.stream:
+                return reservation
+            return opened(reservation)
         clock = self.now  # read first and called then: as a method call it would take twice as long
         now = clock()
         # One step for other threads, since nothing is called from here to the last assignment: see `exclusive`.
@@ -117,17 +119,25 @@ class Limiter(LimiterFace, Layer, Gate):
             RateLimited: see there.
         """
         reservation = await self._wait(self.costs.of_call(call), self._ident_of(call))
-        return opened(reservation) if self._correctable else reservation
+        return opened(reservation) if self.contextual and not call.stream else reservation
 
     def enter_blocking(self, call: Call) -> Reservation:
         """`enter` for sync code: blocks the thread. On an event loop's thread it refuses rather than stop the loop."""
         reservation = self._wait_blocking(self.costs.of_call(call), self._ident_of(call))
-        return opened(reservation) if self._correctable else reservation
+        return opened(reservation) if self.contextual and not call.stream else reservation
+
+    def resume(self, ticket: Reservation) -> None:
+        """`reservation` is this stream's, for a step of it."""
+        resumed(ticket)
+
+    def suspend(self, ticket: Reservation) -> None:
+        """`reservation` is again what it was for the reader."""
+        suspended(ticket)
 
     def settle(self, ticket: _Quick | Reservation, outcome: Outcome) -> None:
         """Learn from what came of the call. A call that a guard further in refused gets its tokens back."""
         if not self._careless or outcome.kind != "success":
-            if self._correctable:
+            if self.contextual:
                 closed(ticket)  # type: ignore[arg-type]
             if self.adaptive is not None or outcome.kind != "success":
                 self._learn(ticket, outcome)

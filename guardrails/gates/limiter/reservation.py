@@ -31,9 +31,23 @@ class Reservation:
         taken: when it was let in, on the limiter's clock.
         waited: seconds that it waited for.
         outer: the guarded call around this one, in the same task.
+        over: whether its call has ended.
     """
 
-    __slots__ = ("_amounts", "_first", "_parts", "lane", "outer", "owner", "taken", "waited")
+    __slots__ = (
+        "__weakref__",
+        "_amounts",
+        "_first",
+        "_parts",
+        "before",
+        "inside",
+        "lane",
+        "outer",
+        "over",
+        "owner",
+        "taken",
+        "waited",
+    )  # fmt: skip
 
     def __init__(  # noqa: PLR0917 - keywords take time
         self, owner: Owner, lane: Lane, amounts: Amounts, parts: list[Part], taken: float, waited: float
@@ -43,6 +57,11 @@ class Reservation:
         self.taken = taken
         self.waited = waited
         self.outer: Reservation | None = None
+        self.over = False
+        # Of a stream: what the reader's context had when the step began, and what the stream's code had set at the end
+        # of the last one.
+        self.before: Reservation | None = None
+        self.inside: Reservation | None = None
         self._amounts = amounts
         self._first = parts
         self._parts: list[list[Part]] | None = None  # made when something changes, for mostly nothing does
@@ -106,33 +125,59 @@ class Reservation:
         return f"<reservation of {', '.join(f'{amount:g} {dimension}' for dimension, amount in amounts)}>"
 
 
-#: The reservation of the innermost guarded call that runs in this context.
+#: The reservation of the innermost guarded call that runs in this context. One that is over may still stand here, where
+#: a block was left in another context than it was entered in.
 _current: ContextVar[Reservation | None] = ContextVar("reservation", default=None)
 
 
+def _running(reservation: Reservation | None) -> Reservation | None:
+    while reservation is not None and reservation.over:
+        reservation = reservation.outer
+    return reservation
+
+
 def opened(reservation: Reservation) -> Reservation:
-    """The guarded call of `reservation` starts here."""
-    reservation.outer = _current.get()
+    """The guarded call or block of `reservation` starts here."""
+    reservation.outer = _running(_current.get())
     _current.set(reservation)
     return reservation
 
 
 def closed(reservation: Reservation) -> None:
-    """The guarded call of `reservation` has ended."""
+    """The guarded call, block or stream of `reservation` has ended."""
+    reservation.over = True
+    outer = reservation.outer = _running(reservation.outer)
     current = _current.get()
     if current is reservation:
-        _current.set(reservation.outer)
+        _current.set(outer)
+    elif current is not None and current.over:  # generators' blocks end in any order: the last one frees them all
+        current.outer = _running(current.outer)
+        _current.set(current.outer)
+
+
+def resumed(reservation: Reservation) -> None:
+    """A step of the stream of `reservation` starts here."""
+    before = reservation.before = _current.get()
+    inside, reservation.inside = reservation.inside, None
+    reservation.outer = _running(before)
+    _current.set(reservation if inside is None else inside)
+
+
+def suspended(reservation: Reservation) -> None:
+    """The step has ended: the reader's context is as it was before."""
+    inside = found = _current.get()
+    while found is not None and found is not reservation:
+        found = found.outer
+    if found is None:  # it was finalised in another context, in the middle of a step
         return
-    while current is not None:  # streams that one task reads in turns end in any order
-        if current.outer is reservation:
-            current.outer = reservation.outer
-            return
-        current = current.outer
+    reservation.inside = None if inside is reservation else inside
+    _current.set(reservation.before)
+    reservation.before = reservation.outer = None
 
 
 def running(owner: object) -> Reservation | None:
     """The reservation of the innermost guarded call of `owner` that runs here."""
-    current = _current.get()
+    current = _running(_current.get())
     while current is not None and current.owner is not owner:
-        current = current.outer
+        current = _running(current.outer)
     return current

@@ -104,10 +104,14 @@ class Timeout(Layer, Gate):
 
     def arm(self, ticket: Stepped) -> None:
         """Start to watch one item of a stream: the limit that comes first."""
-        kind, limit = (IDLE, self.idle) if ticket.items else (FIRST, self.first)
-        ticket.items = 1
+        if ticket.items:
+            kind, limit = IDLE, self.idle
+        else:
+            kind, limit = FIRST, self.first
+            ticket.items = 1
         clock = self._clock
-        now = _now() if clock is SYSTEM_CLOCK else clock.now()
+        on_system = clock is SYSTEM_CLOCK
+        now = _now() if on_system else clock.now()
         until = ticket.ends
         if limit is not None and now + limit < until:
             until = now + limit
@@ -117,40 +121,54 @@ class Timeout(Layer, Gate):
             ticket.kind = TOTAL
         if limit is None:  # this item has no limit
             return
-        ticket.quick = clock is SYSTEM_CLOCK and self._arm_quickly(ticket, until)
-        if not ticket.quick:
-            self._arm(ticket, max(0.0, until - now), ticket.kind, limit)
+        if on_system:
+            loop = _loop_here()
+            task = _task_of(loop)
+            if loop is not None and task is not None:
+                shown = outer = _ambient.get()
+                if outer is ticket:  # as the last step left it
+                    outer = ticket.parent
+                elif outer is not None:
+                    outer = deadline.innermost(ticket)
+                entry = ticket.entry
+                if (outer is None or outer.enforced) and (
+                    # Whether it will be looked at no later than `until`, on this loop.
+                    (entry is not None and entry.bucket.until - BUCKET <= until and entry.bucket.loop() is loop)
+                    or self._enter_wheel(ticket, loop, until)
+                ):
+                    if shown is not ticket or ticket.inside is not None:
+                        ticket.parent = outer
+                        if self.ambient:
+                            _ambient.set(ticket.inside or ticket)
+                    ticket.quick = True
+                    ticket.until = until
+                    ticket.task = task
+                    ticket.cancelling = task.cancelling()
+                    return
+        ticket.quick = False
+        self._arm(ticket, max(0.0, until - now), ticket.kind, limit)
 
-    def _arm_quickly(self, ticket: Stepped, until: float) -> bool:
-        loop = _loop_here()
-        task = _task_of(loop)
-        if loop is None or task is None:
-            return False
-        outer = _ambient.get()
-        if outer is not ticket:
-            outer = deadline.innermost(ticket)
-            if outer is not None and not outer.enforced:
-                return False
-            ticket.parent = outer
-            if self.ambient:
-                _ambient.set(ticket)
-        elif ticket.parent is not None and not ticket.parent.enforced:
-            return False
-        entry = ticket.entry
-        # Whether it will be looked at no later than `until`, on this loop.
-        if entry is None or entry.bucket.until - BUCKET > until or entry.bucket.loop() is not loop:
-            wheel = wheel_of(loop)
-            if not wheel.monotonic:
-                return False
+    def _enter_wheel(self, ticket: Stepped, loop: asyncio.AbstractEventLoop, until: float) -> bool:
+        wheel = wheel_of(loop)
+        if wheel.monotonic:
             ticket.enter_wheel(wheel, until)
-        ticket.until = until
-        ticket.task = task
-        ticket.cancelling = task.cancelling()
-        return True
+        return wheel.monotonic
 
     def disarm(self, ticket: Plain, exc: BaseException | None) -> BaseException | None:
         """Stop watching; a cancellation that was ours becomes `TimedOut`."""
         ticket.until = None
+        if type(ticket) is Stepped:
+            if self.ambient and _ambient.get() is not ticket:
+                ticket.hide()
+            if ticket.quick:
+                ticket.quick = False
+                task, ticket.task = ticket.task, None
+                if not ticket.fired:
+                    return exc
+                ticket.fired = False
+                seconds = (self.total, self.first, self.idle)[ticket.kind]
+                ticket.limit, ticket.seconds = LIMITS[ticket.kind], seconds or 0.0
+                return self._fired(ticket, task, exc)
         bucket = ticket.bucket
         if bucket is not None:
             ticket.bucket = ticket.task = None
@@ -160,13 +178,7 @@ class Timeout(Layer, Gate):
                 bucket.drop()
             return exc
         task, ticket.task = ticket.task, None
-        if type(ticket) is Stepped and ticket.quick:
-            ticket.quick = False
-            if not ticket.fired:
-                return exc
-            ticket.fired = False
-            ticket.limit, ticket.seconds = LIMITS[ticket.kind], (self.total, self.first, self.idle)[ticket.kind] or 0.0
-        elif task is None:
+        if task is None:
             return exc if ticket.scope is None else self._close_scope(ticket, exc)
         return self._fired(ticket, task, exc)
 
@@ -200,7 +212,10 @@ class Timeout(Layer, Gate):
         if self.ambient:
             ticket.parent = outer
             ticket.until = self._clock.now() + seconds
-            _ambient.set(ticket)
+            if isinstance(ticket, Stepped):
+                ticket.show()
+            else:
+                _ambient.set(ticket)
         loop = _loop_here() if self._clock is SYSTEM_CLOCK else None
         task = _task_of(loop)
         if loop is None or task is None:

@@ -10,7 +10,7 @@ What a guard's thread pays is a look in a dictionary for an event that is of no 
 one that is. Nothing there takes a lock or waits. Of more than 2048 ended calls a second the last ones stand for all.
 
 Events of runners are known by their fields, as this package does not know that one. A timeout is counted for the
-pipeline in which it happened: its `CallStarted` comes in the same context, and is remembered there.
+pipeline in which it happened.
 
 At most 256 sources are followed, those that were heard last: of very many, none is heard often enough to be judged.
 """
@@ -21,10 +21,10 @@ import dataclasses
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
-from guardrails.core.events import CallFinished, CallStarted, CallTimedOut, Event
+from guardrails.core.events import CallFinished, CallTimedOut, Event
+from guardrails.core.observed import pipeline_here
 from guardrails.memory.monitor.finding import Finding
 from guardrails.memory.monitor.signs.crash import Crashes, cause_of_exit, memory_crash
 from guardrails.memory.monitor.signs.exhaustion import exhausted_type
@@ -37,17 +37,14 @@ SOURCES = 256
 HEARD, CRASHES = 2048, 256
 #: Looks in which every source is judged once.
 _TURNS = 10
-#: Pipelines within each other whose calls are told apart; and types of events that are known.
-_DEEPEST, _TYPES = 16, 256
+#: Types of events that are known.
+_TYPES = 256
 #: Outcomes of calls that say nothing of what was called: it was not reached, or not waited for.
 _NOT_CALLED = frozenset({"rejected", "ignored", "cancelled"})
 #: Errors of runners that mean the same.
 _REFUSALS = frozenset({"QueueFull", "RunnerUnavailable", "FleetFull", "MemoryRefused", "RunnerClosed"})
 _LONGEST = 120
 
-#: The pipeline that this context is in: number, source, what it is within, how deep.
-_Within = tuple[int, str, Any, int]
-_current: ContextVar[_Within | None] = ContextVar("guardrails_monitor_call", default=None)
 _Handler = Callable[[Any], None]
 
 
@@ -65,7 +62,6 @@ class Listener:
 
     def __init__(self) -> None:
         self._handlers: dict[type[Event], _Handler | None] = {
-            CallStarted: self._started,
             CallFinished: self._finished,
             CallTimedOut: self._timed_out,
         }
@@ -102,16 +98,7 @@ class Listener:
             self._handlers[kind] = handler
         return handler
 
-    def _started(self, event: CallStarted) -> None:
-        outer = _current.get()
-        depth = 1 if outer is None else outer[3] + 1
-        # A stream may end in another context than it began in, and then what is remembered here is not taken back.
-        _current.set((event.call, event.source, outer if depth < _DEEPEST else None, depth if depth < _DEEPEST else 1))
-
     def _finished(self, event: CallFinished) -> None:
-        within = _current.get()
-        if within is not None and within[0] == event.call:
-            _current.set(within[2])
         if event.outcome in _NOT_CALLED:
             return
         self._heard.append((event.source, event.seconds))
@@ -122,8 +109,7 @@ class Listener:
                 self._crashes.append((event.source, cause))
 
     def _timed_out(self, event: CallTimedOut) -> None:
-        within = _current.get()
-        self._heard.append((event.source if within is None else within[1], None))
+        self._heard.append((pipeline_here() or event.source, None))
         self._count += 1
 
     def _request(self, event: Any) -> None:
