@@ -176,7 +176,7 @@ def test_threads_that_ask_first_at_once_get_the_same_sampler(monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_child_samples_when_a_guard_there_is_used_and_not_before():
     script = """
-        import os, threading, warnings
+        import os, signal, threading, warnings
         from guardrails import admit
         from guardrails.errors import MemoryRefused
         from guardrails.memory import sampler as module
@@ -201,6 +201,7 @@ def test_a_forked_child_samples_when_a_guard_there_is_used_and_not_before():
         held.wait()
         child = os.fork()
         if child == 0:
+            signal.alarm(30)  # it must not outlive a failure
             used = 10
             alone = threading.active_count() == 1
             while gate.level != "normal":
