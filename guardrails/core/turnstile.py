@@ -19,17 +19,17 @@ settle a call, in the middle of our own code.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NoReturn, Protocol
 
-from guardrails.core import events
+from guardrails.core import events, validate
 from guardrails.core.clock import Clock
 from guardrails.core.deadline import remaining, wait_limit
 from guardrails.core.errors import QueueFull, Rejected, WaitTimeout
 from guardrails.core.guard import Call, Gate, Position
 from guardrails.core.outcome import Outcome
 from guardrails.core.permits import Ledger, Permits
-from guardrails.core.queue_options import Key, Priority, rank_of
+from guardrails.core.queue_options import Key, Priority, check_max_wait, rank_of
 from guardrails.core.service_rate import ServiceRate
 from guardrails.core.waiting import FairRoom, TaskWaiter, ThreadWaiter, Waiter, on_event_loop, wake
 
@@ -52,7 +52,7 @@ class Held:
 
     __slots__ = ("cost", "note", "started")
 
-    def __init__(self, cost: int, started: float) -> None:
+    def __init__(self, cost: int, started: float | None) -> None:
         self.cost = cost
         self.started = started
         self.note: Any = None
@@ -100,7 +100,7 @@ class Turnstile(Gate):
         demand: Any = None,
     ) -> None:
         self.name = name
-        self.max_wait = max_wait
+        self._max_wait = max_wait
         self._books = books
         self._free = books.free
         self._noted = limiter is not None or noted
@@ -118,6 +118,26 @@ class Turnstile(Gate):
         self._demand = demand or _Demand()
         self._granting = False
         self._again = False
+
+    # Settings that can be assigned to
+
+    @property
+    def queue(self) -> int:
+        """Calls that may wait. A lower number sends none of those away that wait already."""
+        return self._room.capacity
+
+    @queue.setter
+    def queue(self, value: int) -> None:
+        self._room.capacity = validate.whole("queue", value)
+
+    @property
+    def max_wait(self) -> float:
+        """Seconds that a call may wait. Those that wait already keep the time that they were given."""
+        return self._max_wait
+
+    @max_wait.setter
+    def max_wait(self, value: float) -> None:
+        self._max_wait = check_max_wait(value)
 
     # What it is now
 
@@ -182,7 +202,7 @@ class Turnstile(Gate):
         if self._join(waiter, call, started):
             return self._admitted(waiter.ticket, 0.0)
         try:
-            with self._clock.scope(wait_limit(self.max_wait)):
+            with self._clock.scope(wait_limit(self._max_wait)):
                 await waiter.wait()
         except BaseException:
             self._abandon(waiter)
@@ -203,7 +223,7 @@ class Turnstile(Gate):
             return self._admitted(cost, 0.0)
         left = remaining()  # nobody interrupts a thread: every deadline counts
         try:
-            waiter.wait(self._clock, self.max_wait if left is None else min(left, self.max_wait))
+            waiter.wait(self._clock, self._max_wait if left is None else min(left, self._max_wait))
         except BaseException:  # KeyboardInterrupt in the main thread
             self._abandon(waiter)
             raise
@@ -230,12 +250,33 @@ class Turnstile(Gate):
 
     def _ended(self, ticket: Held, running: int, outcome: Outcome) -> None:
         """A call with a noted ticket ended, and `running` were in with it; under the lock."""
-        if self._limiter is not None:
+        if self._limiter is not None and ticket.started is not None:
             if outcome.kind == "ignored" and remaining() == 0.0:  # a deadline further out cancelled it
                 outcome = _OUT_OF_TIME
             before = self._limiter.limit
             if self._limiter.ended(ticket.started, self._clock.now(), running, outcome) != before:
                 self._fit()
+
+    def _resize(self, change: Callable[[], None]) -> None:
+        """Change what the books' size depends on, under the lock, and let in those that find room now.
+
+        Those that are in stay in, even if they are too many.
+        """
+        with self._lock:
+            change()
+            self._fit()
+            granted = self._grant()
+        wake(granted)
+
+    def _adapt(self, limiter: Limiter | None) -> None:
+        """Have another adaptive limit, or none; under the lock.
+
+        Tickets are settled as what they are: those of calls that came before the first adaptive limit say nothing of
+        when they began, and teach it nothing.
+        """
+        self._limiter = limiter
+        if limiter is not None:
+            self._noted = self._locked = True
 
     def _fit(self) -> None:
         """Give the books the size that they should have now; under the lock."""
@@ -259,7 +300,7 @@ class Turnstile(Gate):
     def _admitted(self, cost: int, waited: float) -> int | Held:
         ticket: int | Held = cost
         if self._noted:
-            ticket = Held(cost, 0.0 if self._limiter is None else self._clock.now())
+            ticket = Held(cost, None if self._limiter is None else self._clock.now())
             self._issued(ticket)
         if events.sinks:
             events.emit(events.CallAdmitted(self.name, waited))
@@ -299,7 +340,7 @@ class Turnstile(Gate):
         if not waiting or not interval:  # the first in the queue always may wait: its wait is the next measurement
             return None
         left = remaining()
-        patience = self.max_wait if left is None else min(left, self.max_wait)
+        patience = self._max_wait if left is None else min(left, self._max_wait)
         if (waiting + 1) * interval <= patience:
             return None
         ahead = self._room.ahead(now=now, priority=priority, key=key)

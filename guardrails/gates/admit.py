@@ -70,8 +70,9 @@ class Admit(Layer, Turnstile):
         sampler: MemorySampler,
         clock: Clock,
     ) -> None:
-        self.concurrency = concurrency
-        self.watermarks = watermarks
+        self._concurrency = concurrency
+        self._watermarks = watermarks
+        self._memory = memory
         self._fixed = memory if isinstance(memory, int) else None
         self._learned = memory if isinstance(memory, Learned) else None
         self._book = None if self._learned is None else CostBook(self._learned)
@@ -99,6 +100,65 @@ class Admit(Layer, Turnstile):
         self._sampler = sampler
         sampler.watch(self)
 
+    # Settings that can be assigned to
+
+    @property
+    def concurrency(self) -> int | Aimd | Gradient | None:
+        """Calls that may run at once, how that is found, or None for no limit but memory. Can be assigned to.
+
+        More lets in at once those that find room; less lets those finish that run.
+        """
+        return self._concurrency
+
+    @concurrency.setter
+    def concurrency(self, value: int | Aimd | Gradient | None) -> None:
+        _check_concurrency(value)
+        adaptive = value.start() if isinstance(value, Aimd | Gradient) else None
+
+        def change() -> None:
+            self._concurrency = value
+            self._adapt(adaptive)
+
+        self._resize(change)
+
+    @property
+    def memory(self) -> int | Cost | Learned:
+        """What a call costs: bytes, a function of its arguments, or how that is learned.
+
+        Can be assigned to, what is of the same kind: a size to a guard that was built with a size (or without memory),
+        a function to one with a function. It holds for calls that come from now on; those that run keep what they have
+        reserved, except that of equal sizes all count as the new one.
+        """
+        return self._memory
+
+    @memory.setter
+    def memory(self, value: str | float | Cost | Learned | None) -> None:
+        if self._learned is not None:
+            msg = f"{self.name}: memory is learned, which cannot be changed: build another guard"
+            raise AttributeError(msg)
+        if self._cost is not None:
+            if not callable(value):
+                msg = f"{self.name}: memory must be a function of the call's arguments here, as before"
+                raise TypeError(msg)
+            self._cost = self._memory = value
+            return
+        if callable(value) or isinstance(value, Learned) or value == "learned":
+            msg = f"{self.name}: memory must be a size here, as before; for another kind, build another guard"
+            raise TypeError(msg)
+        size = 0 if value is None else parse_size(value, "memory")
+
+        def change() -> None:
+            self._fixed = self._memory = size
+            if isinstance(self._books, Permits):
+                self._books.permit = size
+
+        self._resize(change)
+
+    @property
+    def watermarks(self) -> Watermarks:
+        """The shares of a limit at which calls wait, are refused, and run again."""
+        return self._watermarks
+
     # What it is now
 
     @property
@@ -116,15 +176,15 @@ class Admit(Layer, Turnstile):
         """Calls that may run at once as far as `concurrency` goes, or None for no limit. An adaptive one moves."""
         if self._limiter is not None:
             return self._limiter.limit
-        return self.concurrency if isinstance(self.concurrency, int) else None
+        return self._concurrency if isinstance(self._concurrency, int) else None
 
     def describe(self) -> str:
         """One line for `Pipeline.describe`."""
         limits = []
-        if isinstance(self.concurrency, int):
-            limits.append(f"{self.concurrency} at once")
-        elif self.concurrency is not None:
-            adaptive = self.concurrency
+        if isinstance(self._concurrency, int):
+            limits.append(f"{self._concurrency} at once")
+        elif self._concurrency is not None:
+            adaptive = self._concurrency
             limits.append(f"{adaptive.minimum} to {adaptive.maximum} at once by {type(adaptive).__name__}")
         if self._learned is not None:
             limits.append("memory as learned")
@@ -132,7 +192,7 @@ class Admit(Layer, Turnstile):
             limits.append("memory by its arguments")
         elif self._fixed:
             limits.append(f"{format_size(self._fixed)} each")
-        queue = f"{self._room.capacity} may wait for {self.max_wait:g} s"
+        queue = f"{self.queue} may wait for {self.max_wait:g} s"
         return f"admit {self.name!r}: {', '.join((*limits, queue))}"
 
     def __repr__(self) -> str:
@@ -149,7 +209,7 @@ class Admit(Layer, Turnstile):
             )
         with self._lock:
             before = self._level
-            level = self.watermarks.level(before, scopes)
+            level = self._watermarks.level(before, scopes)
             self._scopes = scopes
             self._level = level
             if self._book is not None:
@@ -176,10 +236,10 @@ class Admit(Layer, Turnstile):
         if self._level != "normal":
             most = 0
         elif self._fixed:
-            most = self.watermarks.room(self._scopes, self._fixed, most)
+            most = self._watermarks.room(self._scopes, self._fixed, most)
         self._books.resize(most)
         if self._fixed is None:
-            self._headroom = self.watermarks.room(self._scopes, 1, NO_LIMIT)
+            self._headroom = self._watermarks.room(self._scopes, 1, NO_LIMIT)
 
     def _fits(self, nbytes: int) -> bool:
         return nbytes <= self._headroom
@@ -191,9 +251,9 @@ class Admit(Layer, Turnstile):
     def _why_refuse(self, cost: int) -> Rejected | None:
         if self._level == "critical":
             return self._critical()
-        if cost and not self.watermarks.can_ever_fit(self._scopes, cost):
+        if cost and not self._watermarks.can_ever_fit(self._scopes, cost):
             smallest = min(scope.limit for scope in self._scopes)
-            room = format_size(self.watermarks.high * smallest)
+            room = format_size(self._watermarks.high * smallest)
             detail = f"the call needs {format_size(cost)}, and even alone it may have {room} at most"
             return MemoryRefused(self.name, reason="memory_too_large", detail=detail)
         return None
@@ -306,10 +366,7 @@ def admit(
         return admit(name=getattr(fn, "__qualname__", "admit"))(fn)
     if concurrency is None and memory is None:
         concurrency = DEFAULT_CONCURRENCY
-    at_once = concurrency.maximum if isinstance(concurrency, Aimd | Gradient) else concurrency
-    if at_once is not None and (not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1):
-        msg = f"concurrency takes a whole number of at least 1, Aimd(...) or Gradient(...), not {concurrency!r}"
-        raise ValueError(msg)
+    at_once = _check_concurrency(concurrency)
     queue = check_options(
         queue=queue,
         max_wait=max_wait,
@@ -339,6 +396,15 @@ def admit(
         sampler=sampler,
         clock=clock,
     )
+
+
+def _check_concurrency(concurrency: int | Aimd | Gradient | None) -> int | None:
+    """The most calls that may ever run at once; None for no limit."""
+    at_once = concurrency.maximum if isinstance(concurrency, Aimd | Gradient) else concurrency
+    if at_once is not None and (not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1):
+        msg = f"concurrency takes a whole number of at least 1, Aimd(...) or Gradient(...), not {concurrency!r}"
+        raise ValueError(msg)
+    return at_once
 
 
 __all__ = ["Admit", "Aimd", "Gradient", "Learned", "admit"]

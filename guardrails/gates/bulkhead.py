@@ -31,7 +31,7 @@ class Bulkhead(Layer, Turnstile):
         key: Key | None,
         clock: Clock,
     ) -> None:
-        self.max_concurrent = max_concurrent
+        self._max_concurrent = max_concurrent
         adaptive = max_concurrent if isinstance(max_concurrent, Aimd | Gradient) else None
         super().__init__(
             name=name,
@@ -45,15 +45,40 @@ class Bulkhead(Layer, Turnstile):
             clock=clock,
         )
 
+    @property
+    def max_concurrent(self) -> int | Aimd | Gradient:
+        """Calls that may run at once, or how that is found. Can be assigned to.
+
+        More lets in at once those that find room; less lets those finish that run. `limit` is the number now.
+        """
+        return self._max_concurrent
+
+    @max_concurrent.setter
+    def max_concurrent(self, value: int | Aimd | Gradient) -> None:
+        _check(value)
+        adaptive = value.start() if isinstance(value, Aimd | Gradient) else None
+
+        def change() -> None:
+            self._max_concurrent = value
+            self._adapt(adaptive)
+
+        self._resize(change)
+
+    def _fit(self) -> None:
+        if isinstance(self._max_concurrent, int):
+            self._books.resize(self._max_concurrent)
+        else:
+            super()._fit()
+
     def describe(self) -> str:
         """One line for `Pipeline.describe`."""
-        most = self.max_concurrent
+        most = self._max_concurrent
         limit = (
             f"{most} at once"
             if isinstance(most, int)
             else f"{most.minimum} to {most.maximum} at once by {type(most).__name__}"
         )
-        return f"bulkhead {self.name!r}: {limit}, {self._room.capacity} may wait for {self.max_wait:g} s"
+        return f"bulkhead {self.name!r}: {limit}, {self.queue} may wait for {self.max_wait:g} s"
 
     def __repr__(self) -> str:
         return f"<bulkhead {self.name!r} {self.in_flight} of {self.limit} in flight, {self.waiting} waiting>"
@@ -89,16 +114,7 @@ def bulkhead(
     Raises:
         ValueError: an argument is out of range. TypeError: it has the wrong type.
     """
-    at_once = max_concurrent.maximum if isinstance(max_concurrent, Aimd | Gradient) else max_concurrent
-    if isinstance(at_once, bool) or not isinstance(at_once, int):
-        msg = (
-            "max_concurrent takes a number of calls, Aimd(...) or Gradient(...), "
-            f"not {type(max_concurrent).__name__}; write @bulkhead(10)"
-        )
-        raise TypeError(msg)
-    if at_once < 1:
-        msg = f"max_concurrent takes a number of at least 1, not {max_concurrent!r}"
-        raise ValueError(msg)
+    at_once = _check(max_concurrent)
     queue = check_options(queue=queue, max_wait=max_wait, priority=priority, aging=aging, key=key, at_once=at_once)
     return Bulkhead(
         max_concurrent,
@@ -110,6 +126,21 @@ def bulkhead(
         key=key,
         clock=clock,
     )
+
+
+def _check(max_concurrent: int | Aimd | Gradient) -> int:
+    """The most calls that may ever run at once."""
+    at_once = max_concurrent.maximum if isinstance(max_concurrent, Aimd | Gradient) else max_concurrent
+    if isinstance(at_once, bool) or not isinstance(at_once, int):
+        msg = (
+            "max_concurrent takes a number of calls, Aimd(...) or Gradient(...), "
+            f"not {type(max_concurrent).__name__}; write @bulkhead(10)"
+        )
+        raise TypeError(msg)
+    if at_once < 1:
+        msg = f"max_concurrent takes a number of at least 1, not {max_concurrent!r}"
+        raise ValueError(msg)
+    return at_once
 
 
 __all__ = ["Aimd", "Bulkhead", "Gradient", "bulkhead"]

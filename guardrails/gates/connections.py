@@ -79,16 +79,56 @@ class Connections:
         clock: Clock,
     ) -> None:
         self.name = name
-        self.per_key = per_key
-        self.max_total = max_total
-        self.idle_timeout = idle_timeout
-        self.when_full = when_full
+        self._per_key = per_key
+        self._max_total = max_total
+        self._idle_timeout = idle_timeout
+        self._when_full = when_full
         self._key = key
         self._clock = clock
         self._lock = threading.RLock()
         # A dictionary keeps the order of opening. A key without connections is not in it.
         self._open: dict[Hashable, dict[Connection, None]] = {}
         self._total = 0
+
+    # Settings that can be assigned to: they hold for connections that are opened from then on
+
+    @property
+    def per_key(self) -> int:
+        """Open connections that a key may have. A lower number closes none."""
+        return self._per_key
+
+    @per_key.setter
+    def per_key(self, value: int) -> None:
+        self._per_key = _number("per_key", value)
+
+    @property
+    def max_total(self) -> int | None:
+        """Open connections that all keys may have together; None for no limit."""
+        return self._max_total
+
+    @max_total.setter
+    def max_total(self, value: int | None) -> None:
+        self._max_total = None if value is None else _number("max_total", value)
+
+    @property
+    def idle_timeout(self) -> float | None:
+        """Seconds without use after which a connection is closed; None for no limit."""
+        return self._idle_timeout
+
+    @idle_timeout.setter
+    def idle_timeout(self, value: float | None) -> None:
+        self._idle_timeout = _idle(value)
+
+    @property
+    def when_full(self) -> Literal["refuse", "close_oldest"]:
+        """What becomes of one connection too many."""
+        return self._when_full
+
+    @when_full.setter
+    def when_full(self, value: Literal["refuse", "close_oldest"]) -> None:
+        self._when_full = _policy(value)
+
+    # What it is now
 
     @property
     def total(self) -> int:
@@ -101,11 +141,11 @@ class Connections:
 
     def describe(self) -> str:
         """One line: what it is and the settings that matter."""
-        limits = [f"{self.per_key} a key"]
-        if self.max_total is not None:
-            limits.append(f"{self.max_total} in all")
-        if self.idle_timeout is not None:
-            limits.append(f"idle for {self.idle_timeout:g} s at most")
+        limits = [f"{self._per_key} a key"]
+        if self._max_total is not None:
+            limits.append(f"{self._max_total} in all")
+        if self._idle_timeout is not None:
+            limits.append(f"idle for {self._idle_timeout:g} s at most")
         return f"connections {self.name!r}: {', '.join(limits)}"
 
     def __repr__(self) -> str:
@@ -135,9 +175,9 @@ class Connections:
         refusal: TooManyConnections | None = None
         with self._lock:
             own = self._open.get(place, {})
-            full = len(own) >= self.per_key
-            if full or (self.max_total is not None and self._total >= self.max_total):
-                if self.when_full == "close_oldest" and own:
+            full = len(own) >= self._per_key
+            if full or (self._max_total is not None and self._total >= self._max_total):
+                if self._when_full == "close_oldest" and own:
                     # Never somebody else's: one user must not be able to throw out another.
                     oldest = next(iter(own))
                     oldest.closed = oldest.closed or "replaced"
@@ -159,8 +199,8 @@ class Connections:
             oldest.home.do(oldest.cut)
         if events.sinks:
             events.emit(ConnectionOpened(self.name))
-        if self.idle_timeout is not None:
-            connection.watch(self.idle_timeout)
+        if self._idle_timeout is not None:
+            connection.watch(self._idle_timeout)
         return connection
 
     def touch(self) -> None:
@@ -281,25 +321,11 @@ def connections(
     Raises:
         ValueError: an argument is out of range. TypeError: it has the wrong type.
     """
-    for argument, value in (("per_key", per_key), ("max_total", max_total)):
-        if value is None and argument == "max_total":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            msg = f"{argument} takes a whole number of connections, not {type(value).__name__}"
-            raise TypeError(msg)
-        if value < 1:
-            msg = f"{argument} takes a number of at least 1, not {value!r}"
-            raise ValueError(msg)
-    if idle_timeout is not None:
-        if isinstance(idle_timeout, bool) or not isinstance(idle_timeout, int | float):
-            msg = f"idle_timeout takes a number of seconds, not {type(idle_timeout).__name__}"
-            raise TypeError(msg)
-        if not 0 < idle_timeout < float("inf"):
-            msg = f"idle_timeout takes a number of seconds above 0, not {idle_timeout!r}"
-            raise ValueError(msg)
-    if when_full not in ("refuse", "close_oldest"):
-        msg = f"when_full takes 'refuse' or 'close_oldest', not {when_full!r}"
-        raise ValueError(msg)
+    _number("per_key", per_key)
+    if max_total is not None:
+        _number("max_total", max_total)
+    _idle(idle_timeout)
+    _policy(when_full)
     if key is not None and not callable(key):
         msg = f"key takes a function of the handler's arguments, not {type(key).__name__}"
         raise TypeError(msg)
@@ -312,6 +338,35 @@ def connections(
         key=key,
         clock=clock,
     )
+
+
+def _number(argument: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{argument} takes a whole number of connections, not {type(value).__name__}"
+        raise TypeError(msg)
+    if value < 1:
+        msg = f"{argument} takes a number of at least 1, not {value!r}"
+        raise ValueError(msg)
+    return value
+
+
+def _idle(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"idle_timeout takes a number of seconds, not {type(value).__name__}"
+        raise TypeError(msg)
+    if not 0 < value < float("inf"):
+        msg = f"idle_timeout takes a number of seconds above 0, not {value!r}"
+        raise ValueError(msg)
+    return value
+
+
+def _policy(value: Any) -> Literal["refuse", "close_oldest"]:
+    if value not in ("refuse", "close_oldest"):
+        msg = f"when_full takes 'refuse' or 'close_oldest', not {value!r}"
+        raise ValueError(msg)
+    return cast("Literal['refuse', 'close_oldest']", value)
 
 
 __all__ = ["Connection", "ConnectionClosed", "Connections", "TooManyConnections", "connections"]

@@ -109,6 +109,15 @@ class Bucket:
             self.anchor, self.since = virtual, until
         self.full = self._sealed = max(self.full, virtual + self.capacity)
 
+    def resize(self, capacity: float, rate: float, now: float) -> None:
+        """Hold `capacity` from now on, and refill at `rate`. What was used stays used; a drain stays one."""
+        self.set_rate(rate, now)
+        if now < self.since:  # drained until then, when it is empty whatever it holds
+            self.full += capacity - self.capacity
+            self._sealed = max(self._sealed, self.full)
+        self.capacity = capacity
+        self.limit = capacity + (capacity + rate) * SLACK
+
     def set_rate(self, rate: float, now: float) -> None:
         """Refill at another rate from now on."""
         if now > self.since:

@@ -11,8 +11,7 @@ from guardrails.core.retry_after import MAX_RETRY_AFTER
 from guardrails.gates.limiter.adaptive import AdaptiveRate
 from guardrails.gates.limiter.face import NOT_GIVEN
 from guardrails.gates.limiter.gate import Limiter
-from guardrails.gates.limiter.lane import Rates
-from guardrails.gates.limiter.settings import Cost, Costs, amount_text, limits_of, number
+from guardrails.gates.limiter.settings import Cost, Costs, Limits, number
 
 
 def limiter(
@@ -102,22 +101,22 @@ def limiter(
     if max_retry_after > MAX_RETRY_AFTER:
         msg = f"max_retry_after must be at most {MAX_RETRY_AFTER:g}, a day, not {max_retry_after!r}"
         raise ValueError(msg)
-    dimensions, rates = _tiers(requests, tokens, per, burst, tiers, tier, default_tier)
+    if tiers is None and (tier is not None or default_tier is not None):
+        msg = f"{'tier' if tier is not None else 'default_tier'} needs tiers, the limits by tier"
+        raise ValueError(msg)
+    limits = Limits(requests, tokens, per, burst, tiers)
+    dimensions, rates = limits.rates()
+    if default_tier is not None and default_tier not in rates:
+        msg = f"default_tier takes one of {', '.join(map(repr, rates))}, not {default_tier!r}"
+        raise ValueError(msg)
     costs = Costs(name, dimensions, cost)
-    for limits in rates.values():
-        for dimension, capacity, amount in zip(dimensions, limits.capacities, costs.fixed or (), strict=False):
-            if amount > capacity:
-                fits = (
-                    f"{dimension}: a bucket holds {amount_text(capacity)}, and every call takes {amount_text(amount)}"
-                )
-                msg = f"cost can never be paid in {fits}; raise burst"
-                raise ValueError(msg)
+    costs.check(rates)
     return Limiter(
         name=name,
         tiers=rates,
         default_tier=NOT_GIVEN if default_tier is None else default_tier,
         costs=costs,
-        per=per,
+        limits=limits,
         key=key,
         tier=tier,
         max_keys=max_keys,
@@ -128,44 +127,3 @@ def limiter(
         max_retry_after=max_retry_after,
         clock=clock,
     )
-
-
-def _tiers(  # noqa: PLR0917
-    requests: float | None,
-    tokens: float | None,
-    per: float,
-    burst: Cost | None,
-    tiers: Mapping[str, Any] | None,
-    tier: object,
-    default_tier: str | None,
-) -> tuple[tuple[str, ...], Mapping[Hashable, Rates]]:
-    if tiers is None:
-        if tier is not None or default_tier is not None:
-            msg = f"{'tier' if tier is not None else 'default_tier'} needs tiers, the limits by tier"
-            raise ValueError(msg)
-        wanted = {
-            dimension: amount
-            for dimension, amount in (("requests", requests), ("tokens", tokens))
-            if amount is not None
-        }
-        if not wanted:
-            msg = "limiter takes a limit: requests, tokens or both, or tiers"
-            raise TypeError(msg)
-        dimensions, rates = limits_of("limiter", wanted, per, burst)
-        return dimensions, {None: rates}
-    for argument, value in (("requests", requests), ("tokens", tokens), ("burst", burst)):
-        if value is not None:
-            msg = f"{argument} and tiers exclude each other: each tier says its own"
-            raise ValueError(msg)
-    if not isinstance(tiers, Mapping) or not tiers or None in tiers:
-        msg = f"tiers takes a mapping of at least one tier to its limit, not {tiers!r}"
-        raise TypeError(msg)
-    if default_tier is not None and default_tier not in tiers:
-        msg = f"default_tier takes one of {', '.join(map(repr, tiers))}, not {default_tier!r}"
-        raise ValueError(msg)
-    found = {each: limits_of(f"tiers[{each!r}]", limit, per, None) for each, limit in tiers.items()}
-    kinds = {dimensions for dimensions, _ in found.values()}
-    if len(kinds) > 1:
-        msg = "tiers takes the same dimensions for every tier: requests, tokens or both"
-        raise ValueError(msg)
-    return kinds.pop(), {each: rates for each, (_, rates) in found.items()}

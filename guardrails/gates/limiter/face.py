@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from guardrails.core import events
+from guardrails.core import events, validate
 from guardrails.core.keys import checked
+from guardrails.core.queue_options import check_max_wait
 from guardrails.core.waiting import wake
+from guardrails.gates.limiter.adaptive import AdaptiveRate
 from guardrails.gates.limiter.lane import Lane, Rates
 from guardrails.gates.limiter.reservation import Reservation, running
-from guardrails.gates.limiter.settings import amount_text
+from guardrails.gates.limiter.settings import Cost, Limits, amount_text, number
 from guardrails.gates.limiter.signals import Drained
 from guardrails.gates.limiter.turnstile import ALONE, Ident, Turnstile
 
@@ -22,10 +25,130 @@ NOT_GIVEN: Any = type("NotGiven", (), {"__repr__": lambda _: "not given"})()
 class LimiterFace(Turnstile):
     """The part of `Limiter` that callers look at and turn by hand."""
 
-    per: float
+    _limits: Limits
+    _adaptive: AdaptiveRate | None
+    _drain_on_throttle: bool
     _key: Callable[..., Hashable] | None
     _default_tier: Hashable
     _tiered: bool
+
+    # Settings that can be assigned to: other limits hold at once, for calls that wait too. What was used stays used.
+
+    @property
+    def requests(self) -> float | None:
+        """Calls that `per` seconds let in; None if they are not limited."""
+        self._untiered("requests")
+        return self._limits.requests
+
+    @requests.setter
+    def requests(self, value: float) -> None:
+        self._adjust("requests", value)
+
+    @property
+    def tokens(self) -> float | None:
+        """Tokens that `per` seconds let in; None if they are not limited."""
+        self._untiered("tokens")
+        return self._limits.tokens
+
+    @tokens.setter
+    def tokens(self, value: float) -> None:
+        self._adjust("tokens", value)
+
+    @property
+    def burst(self) -> Cost | None:
+        """What the bucket holds: a number, a mapping where there are two dimensions, or None for what `per` lets in."""
+        self._untiered("burst")
+        return self._limits.burst
+
+    @burst.setter
+    def burst(self, value: Cost | None) -> None:
+        self._adjust("burst", value)
+
+    @property
+    def per(self) -> float:
+        """Seconds that `requests` and `tokens` are counted by."""
+        return self._limits.per
+
+    @per.setter
+    def per(self, value: float) -> None:
+        self._adjust("per", number("per", value))
+
+    @property
+    def tiers(self) -> Mapping[str, Any] | None:
+        """Limits by tier; None if there are none. The tiers stay the same: assign other limits for each."""
+        return self._limits.tiers
+
+    @tiers.setter
+    def tiers(self, value: Mapping[str, Any]) -> None:
+        if not self._tiered:
+            msg = f"{self.name} has no tiers: set requests, tokens, burst and per"
+            raise ValueError(msg)
+        self._adjust("tiers", value)
+
+    @property
+    def max_wait(self) -> float:
+        """Seconds that a call may wait. Those that wait already keep the time that they were given."""
+        return self._max_wait
+
+    @max_wait.setter
+    def max_wait(self, value: float) -> None:
+        self._max_wait = check_max_wait(value)
+
+    @property
+    def queue(self) -> int:
+        """Calls that may wait, for each key. A lower number sends none of those away that wait already."""
+        return self._lanes.queue
+
+    @queue.setter
+    def queue(self, value: int) -> None:
+        value = validate.whole("queue", value)
+        with self.lock:
+            self._lanes.queue = value
+
+    @property
+    def drain_on_throttle(self) -> bool:
+        """Whether a throttled call that says when to come back drains its bucket until then."""
+        return self._drain_on_throttle
+
+    @drain_on_throttle.setter
+    def drain_on_throttle(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            msg = f"drain_on_throttle must be True or False, not {value!r}"
+            raise TypeError(msg)
+        self._drain_on_throttle = value
+
+    @property
+    def adaptive(self) -> AdaptiveRate | None:
+        """How the rate follows what the dependency says; None if it does not."""
+        return self._adaptive
+
+    @property
+    def max_retry_after(self) -> float:
+        """Seconds that a drain, or a debt, lasts at most."""
+        return self._lanes.longest
+
+    def _untiered(self, argument: str) -> None:
+        if self._tiered:
+            msg = f"{self.name} has tiers: each has its own {argument}"
+            raise AttributeError(msg)
+
+    def _adjust(self, argument: str, value: Any) -> None:
+        if argument not in ("tiers", "per"):
+            self._untiered(argument)
+        with self.lock:
+            limits = replace(self._limits, **{argument: value})
+            dimensions, tiers = limits.rates()
+            if dimensions != self.costs.dimensions:
+                msg = f"{self.name} limits {' and '.join(self.costs.dimensions)}, and {argument} cannot change that"
+                raise ValueError(msg)
+            if tiers.keys() != self._tiers.keys():
+                msg = f"{self.name}: tiers must be {', '.join(map(repr, self._tiers))}, as before"
+                raise ValueError(msg)
+            self.costs.check(tiers)
+            self._limits, self._tiers = limits, tiers
+            now = self.now()
+            woken = [waiter for lane in self._lanes for waiter in lane.set_rates(tiers[lane.tier], now)]
+        wake(woken)
 
     # What it is now
 

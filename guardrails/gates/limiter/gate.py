@@ -18,7 +18,7 @@ from guardrails.gates.limiter.exclusive import STEADY
 from guardrails.gates.limiter.face import NOT_GIVEN, LimiterFace
 from guardrails.gates.limiter.lane import Rates
 from guardrails.gates.limiter.reservation import Reservation, closed, opened, resumed, suspended
-from guardrails.gates.limiter.settings import Costs
+from guardrails.gates.limiter.settings import Costs, Limits
 from guardrails.gates.limiter.signals import Drained, RateChanged
 from guardrails.gates.limiter.turnstile import ALONE, Ident
 
@@ -38,7 +38,7 @@ class Limiter(LimiterFace, Layer, Gate):
         tiers: Mapping[Hashable, Rates],
         default_tier: Hashable,
         costs: Costs,
-        per: float,
+        limits: Limits,
         key: Callable[..., Hashable] | None,
         tier: Callable[..., Hashable] | None,
         max_keys: int,
@@ -61,9 +61,9 @@ class Limiter(LimiterFace, Layer, Gate):
             max_retry_after=max_retry_after,
             clock=clock,
         )
-        self.per = per
-        self.adaptive = adaptive
-        self.drain_on_throttle = drain_on_throttle
+        self._limits = limits
+        self._adaptive = adaptive
+        self._drain_on_throttle = drain_on_throttle
         self._default_tier = default_tier
         self._key = key
         self._tier = tier
@@ -139,7 +139,7 @@ class Limiter(LimiterFace, Layer, Gate):
         if not self._careless or outcome.kind != "success":
             if self.contextual:
                 closed(ticket)  # type: ignore[arg-type]
-            if self.adaptive is not None or outcome.kind != "success":
+            if self._adaptive is not None or outcome.kind != "success":
                 self._learn(ticket, outcome)
         if events.sinks:
             events.emit(events.CallSettled(self.name, outcome.kind))
@@ -156,7 +156,7 @@ class Limiter(LimiterFace, Layer, Gate):
             if isinstance(outcome.exception, Rejected):
                 self._give_back(ticket)
             return
-        wait = outcome.retry_after if kind == "throttled" and self.drain_on_throttle else None
+        wait = outcome.retry_after if kind == "throttled" and self._drain_on_throttle else None
         if wait is not None:
             wait = min(wait, self._lanes.longest)
         old = new = 1.0

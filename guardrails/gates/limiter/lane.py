@@ -50,6 +50,7 @@ class Pending:
         parts: what it has taken, once it was let in, at the time `taken`.
         retry_after: once it was turned away.
         expired: whether it was turned away since its time was over.
+        never: the dimension in which it can never fit, if it was turned away for that.
         home: the thread that it waits in.
         hurried: whether one that came before it to its thread has a later deadline: it needs a timer of its own.
         waiter: wakes it.
@@ -61,6 +62,7 @@ class Pending:
         "expired",
         "home",
         "hurried",
+        "never",
         "parts",
         "patience",
         "retry_after",
@@ -77,6 +79,7 @@ class Pending:
         self.parts: list[Part] | None = None
         self.retry_after: float | None = None
         self.expired = False
+        self.never: int | None = None
         self.home = threading.get_ident()
         self.hurried = False
         self.taken = 0.0
@@ -137,7 +140,7 @@ class Lane:
 
     def __init__(  # noqa: PLR0917
         self,
-        ident: Hashable,
+        ident: tuple[Hashable, Hashable],
         rates: Rates,
         queue: int,
         adaptive: AdaptiveRate | None,
@@ -159,6 +162,11 @@ class Lane:
 
     def __len__(self) -> int:
         return len(self._room)
+
+    @property
+    def tier(self) -> Hashable:
+        """Whose limits it has; None where there are no tiers."""
+        return self.ident[0]
 
     # Taking
 
@@ -321,6 +329,27 @@ class Lane:
             bucket.reset(now)
         return self._sooner(now)
 
+    def set_rates(self, rates: Rates, now: float) -> list[Waiter[Pending]]:
+        """Have other limits. Calls that can never fit any more are turned away."""
+        share = 1.0 if self.share is None else self.share.value
+        self._rates = rates.rates
+        for bucket, capacity, rate in zip(self.buckets, rates.capacities, rates.rates, strict=True):
+            bucket.resize(capacity, rate * share, now)
+        too_large = []
+        for pending in self._room:
+            pending.never = self.too_large(pending.amounts)
+            if pending.never is not None:
+                pending.retry_after = 0.0
+                too_large.append(pending.waiter)
+        for waiter in too_large:
+            self._room.leave(waiter)
+        woken = [*too_large, *self._gone([waiter.ticket for waiter in too_large])]
+        return [*woken, *self.advance(now), *self._later(now), *self._sooner(now)]
+
+    def set_queue(self, queue: int) -> None:
+        """Have another number of calls that may wait. Those that wait already stay."""
+        self._room.capacity = queue
+
     def set_share(self, share: float, now: float) -> list[Waiter[Pending]]:
         """Fill at this share of the configured rate."""
         for bucket, rate in zip(self.buckets, self._rates, strict=True):
@@ -384,7 +413,7 @@ class Lanes:
     def __iter__(self) -> Iterator[Lane]:
         return iter(list(self._lanes.values()))
 
-    def of(self, ident: Hashable, rates: Rates, now: float) -> Lane:
+    def of(self, ident: tuple[Hashable, Hashable], rates: Rates, now: float) -> Lane:
         """The lane of `ident`. It counts as a use."""
         lane = self._lanes.pop(ident, None)
         if lane is None:
@@ -394,13 +423,24 @@ class Lanes:
         self._lanes[ident] = lane
         return lane
 
-    def peek(self, ident: Hashable, rates: Rates, now: float) -> Lane:
+    def peek(self, ident: tuple[Hashable, Hashable], rates: Rates, now: float) -> Lane:
         """The lane of `ident` to look at: if there is none, one as it would be, which is not kept."""
         lane = self._lanes.get(ident)
         return self._new(ident, rates, now) if lane is None else lane
 
-    def _new(self, ident: Hashable, rates: Rates, now: float) -> Lane:
+    def _new(self, ident: tuple[Hashable, Hashable], rates: Rates, now: float) -> Lane:
         return Lane(ident, rates, self._queue, self._adaptive, now, self.longest)
+
+    @property
+    def queue(self) -> int:
+        """Calls that may wait, for each key."""
+        return self._queue
+
+    @queue.setter
+    def queue(self, value: int) -> None:
+        self._queue = value
+        for lane in self._lanes.values():
+            lane.set_queue(value)
 
     def _evict(self, now: float) -> bool:
         # Of the longest unused, one that is as good as new; else the longest unused of all. One in which calls wait is

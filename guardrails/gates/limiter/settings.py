@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from guardrails.core.guard import Call
@@ -72,6 +74,59 @@ def limits_of(where: str, limit: Cost, per: float, burst: Cost | None) -> tuple[
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a limiter lets in, as it was told: the arguments of `limiter`, unchecked until `rates` reads them."""
+
+    requests: float | None
+    tokens: float | None
+    per: float
+    burst: Cost | None
+    tiers: Mapping[str, Any] | None
+
+    def __post_init__(self) -> None:
+        # Copies that cannot be changed: a change of the caller's mapping would have no effect.
+        for name in ("burst", "tiers"):
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
+
+    def rates(self) -> tuple[tuple[str, ...], Mapping[Hashable, Rates]]:
+        """The dimensions, and the rates by tier (None, where there are no tiers).
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; the message names it.
+        """
+        if self.tiers is None:
+            wanted = {
+                dimension: amount
+                for dimension, amount in (("requests", self.requests), ("tokens", self.tokens))
+                if amount is not None
+            }
+            if not wanted:
+                msg = "limiter takes a limit: requests, tokens or both, or tiers"
+                raise TypeError(msg)
+            dimensions, rates = limits_of("limiter", wanted, self.per, self.burst)
+            return dimensions, {None: rates}
+        for argument, value in (("requests", self.requests), ("tokens", self.tokens), ("burst", self.burst)):
+            if value is not None:
+                msg = f"{argument} and tiers exclude each other: each tier says its own"
+                raise ValueError(msg)
+        if not isinstance(self.tiers, Mapping) or not self.tiers or None in self.tiers:
+            msg = f"tiers takes a mapping of at least one tier to its limit, not {self.tiers!r}"
+            raise TypeError(msg)
+        found = {each: limits_of(f"tiers[{each!r}]", limit, self.per, None) for each, limit in self.tiers.items()}
+        kinds = {dimensions for dimensions, _ in found.values()}
+        if len(kinds) > 1:
+            msg = "tiers takes the same dimensions for every tier: requests, tokens or both"
+            raise ValueError(msg)
+        return kinds.pop(), {each: rates for each, (_, rates) in found.items()}
+
+
+def _frozen(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return MappingProxyType({key: _frozen(inner) for key, inner in value.items()})
+
+
 class Costs:
     """What calls take from the buckets.
 
@@ -94,6 +149,16 @@ class Costs:
             self.fixed = self._usual
         elif not callable(cost):
             self.fixed = self._read("cost", cost)
+
+    def check(self, tiers: Mapping[Hashable, Rates]) -> None:
+        """Raise a ValueError if what every call takes can never be there."""
+        for rates in tiers.values():
+            for dimension, capacity, amount in zip(self.dimensions, rates.capacities, self.fixed or (), strict=False):
+                if amount > capacity:
+                    holds, takes = amount_text(capacity), amount_text(amount)
+                    fits = f"{dimension}: a bucket holds {holds}, and every call takes {takes}"
+                    msg = f"cost can never be paid in {fits}; raise burst"
+                    raise ValueError(msg)
 
     def of_call(self, call: Call) -> Amounts:
         """What `call` takes."""

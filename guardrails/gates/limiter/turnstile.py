@@ -30,7 +30,6 @@ class Turnstile:
 
     Attributes:
         name: how it calls itself.
-        max_wait, queue: seconds that a call may wait, and calls that may, for each key.
         costs: what calls take.
         lock: guards the lanes.
         now: the clock's.
@@ -51,8 +50,7 @@ class Turnstile:
         clock: Clock,
     ) -> None:
         self.name = name
-        self.max_wait = max_wait
-        self.queue = queue
+        self._max_wait = max_wait
         self._tiers = tiers
         self.costs = costs
         self._clock = clock
@@ -118,7 +116,7 @@ class Turnstile:
 
     def _patience(self) -> float:
         left = remaining()
-        return self.max_wait if left is None else min(left, self.max_wait)
+        return self._max_wait if left is None else min(left, self._max_wait)
 
     def _join(self, pending: Pending, ident: Ident, *, may_wait: bool = True) -> Lane:
         refusal = None
@@ -142,10 +140,9 @@ class Turnstile:
         if never is not None:
             return self._too_large(lane, pending.amounts, never)
         delay = lane.delay(pending.amounts, now)
-        if lane.crowded and self.queue:
-            return RateLimited(
-                self.name, reason="queue_full", retry_after=delay, detail=f"{self.queue} calls wait already"
-            )
+        if lane.crowded and self._lanes.queue:
+            detail = f"{self._lanes.queue} calls wait already"
+            return RateLimited(self.name, reason="queue_full", retry_after=delay, detail=detail)
         if lane.crowded or now + delay > pending.deadline:
             detail = "" if lane.crowded else f"its turn would come later than in {pending.patience:.3g} s"
             return RateLimited(self.name, retry_after=delay, detail=detail)
@@ -182,6 +179,8 @@ class Turnstile:
         return delay
 
     def _arrive(self, lane: Lane, pending: Pending, started: float) -> Reservation:
+        if pending.never is not None:
+            self._refuse(self._too_large(lane, pending.amounts, pending.never))
         if pending.retry_after is not None:
             may = f"the {pending.patience:.3g} s that it may wait"
             detail = f"the rate has fallen, and its turn would come later than in {may}"

@@ -45,19 +45,57 @@ class Timeout(Layer, Gate):
         clock: Clock,
     ) -> None:
         self.name = name
-        self.total = total
-        self.first = first
-        self.idle = idle
-        self.ambient = ambient
+        self._total = total
+        self._first = first
+        self._idle = idle
+        self._ambient = ambient
         self._clock = clock
         # The bucket of the last call: the next one mostly falls into the same 20 ms. Threads with a loop each may share
         # the guard, so a bucket knows its loop.
         self._bucket = _SPENT
         self._quick = total if clock is SYSTEM_CLOCK else None
 
+    # Settings that can be assigned to: they hold for calls, and items of streams, that begin from then on
+
+    @property
+    def total(self) -> float | None:
+        """Seconds for the whole call, or the whole stream; None for no such limit."""
+        return self._total
+
+    @total.setter
+    def total(self, value: float | None) -> None:
+        _check(value, self._first, self._idle)
+        self._total = value
+        self._quick = value if self._clock is SYSTEM_CLOCK else None
+
+    @property
+    def first(self) -> float | None:
+        """Seconds until a stream's first item; None for no such limit."""
+        return self._first
+
+    @first.setter
+    def first(self, value: float | None) -> None:
+        _check(self._total, value, self._idle)
+        self._first = value
+
+    @property
+    def idle(self) -> float | None:
+        """Seconds between two items of a stream; None for no such limit."""
+        return self._idle
+
+    @idle.setter
+    def idle(self, value: float | None) -> None:
+        _check(self._total, self._first, value)
+        self._idle = value
+
+    @property
+    def ambient(self) -> bool:
+        """Whether the work inside knows what is left."""
+        return self._ambient
+
     def describe(self) -> str:
         """One line for `Pipeline.describe`."""
-        limits = (("total", self.total), ("first", self.first), ("idle", self.idle))
+        limits = (("total", self._total), ("first", self._first), ("idle", self._idle))
         return f"timeout {self.name!r}: " + ", ".join(
             f"{word} {limit:g} s" for word, limit in limits if limit is not None
         )
@@ -86,15 +124,17 @@ class Timeout(Layer, Gate):
                     ticket.bucket = bucket
                     ticket.parent = outer
                     ticket.until = when
+                    ticket.seconds = quick
                     bucket.entries.add(ticket)
-                    if self.ambient:
+                    if self._ambient:
                         _ambient.set(ticket)
                     return ticket
         if call.stream:
-            return Stepped(self._clock, self.total)
+            return Stepped(self._clock, self._total)
         other = Scoped(self._clock)
-        if self.total is not None:
-            self._arm(other, self.total, TOTAL, self.total)
+        total = self._total  # read once: another thread may change it
+        if total is not None:
+            self._arm(other, total, TOTAL, total)
         return other
 
     def settle(self, ticket: Plain, outcome: Outcome) -> None:  # noqa: ARG002 - the contract
@@ -105,9 +145,9 @@ class Timeout(Layer, Gate):
     def arm(self, ticket: Stepped) -> None:
         """Start to watch one item of a stream: the limit that comes first."""
         if ticket.items:
-            kind, limit = IDLE, self.idle
+            kind, limit = IDLE, self._idle
         else:
-            kind, limit = FIRST, self.first
+            kind, limit = FIRST, self._first
             ticket.items = 1
         clock = self._clock
         on_system = clock is SYSTEM_CLOCK
@@ -117,10 +157,11 @@ class Timeout(Layer, Gate):
             until = now + limit
             ticket.kind = kind
         else:
-            limit = self.total
+            limit = ticket.total
             ticket.kind = TOTAL
         if limit is None:  # this item has no limit
             return
+        ticket.seconds = limit
         if on_system:
             loop = _loop_here()
             task = _task_of(loop)
@@ -138,7 +179,7 @@ class Timeout(Layer, Gate):
                 ):
                     if shown is not ticket or ticket.inside is not None:
                         ticket.parent = outer
-                        if self.ambient:
+                        if self._ambient:
                             _ambient.set(ticket.inside or ticket)
                     ticket.quick = True
                     ticket.until = until
@@ -158,7 +199,7 @@ class Timeout(Layer, Gate):
         """Stop watching; a cancellation that was ours becomes `TimedOut`."""
         ticket.until = None
         if type(ticket) is Stepped:
-            if self.ambient and _ambient.get() is not ticket:
+            if self._ambient and _ambient.get() is not ticket:
                 ticket.hide()
             if ticket.quick:
                 ticket.quick = False
@@ -166,8 +207,7 @@ class Timeout(Layer, Gate):
                 if not ticket.fired:
                     return exc
                 ticket.fired = False
-                seconds = (self.total, self.first, self.idle)[ticket.kind]
-                ticket.limit, ticket.seconds = LIMITS[ticket.kind], seconds or 0.0
+                ticket.limit = LIMITS[ticket.kind]
                 return self._fired(ticket, task, exc)
         bucket = ticket.bucket
         if bucket is not None:
@@ -209,7 +249,7 @@ class Timeout(Layer, Gate):
             kind, configured = TOTAL, left
         ticket.limit = LIMITS[kind]
         ticket.seconds = configured
-        if self.ambient:
+        if self._ambient:
             ticket.parent = outer
             ticket.until = self._clock.now() + seconds
             if isinstance(ticket, Stepped):
@@ -240,9 +280,7 @@ class Timeout(Layer, Gate):
         return self._cut(ticket) if swallowed and exc is not None else exc
 
     def _cut(self, ticket: Plain) -> TimedOut:
-        limit, seconds = "total", self.total or 0.0
-        if isinstance(ticket, Scoped):
-            limit, seconds = ticket.limit, ticket.seconds
+        limit, seconds = ticket.limit if isinstance(ticket, Scoped) else "total", ticket.seconds
         if events.sinks:
             events.emit(events.CallTimedOut(self.name, limit, seconds))
         return TimedOut(self.name, limit=limit, seconds=seconds)
@@ -274,6 +312,11 @@ def timeout(
     Raises:
         ValueError: no limit is given, or one is not above 0. TypeError: one is not a number.
     """
+    _check(total, first, idle)
+    return Timeout(total, first=first, idle=idle, ambient=ambient, name=name, clock=clock)
+
+
+def _check(total: object, first: object, idle: object) -> None:
     if total is None and first is None and idle is None:
         msg = "timeout takes at least one of total, first and idle (seconds)"
         raise ValueError(msg)
@@ -286,4 +329,3 @@ def timeout(
         if not 0 < seconds < float("inf"):
             msg = f"{argument} takes a number of seconds above 0, not {seconds!r}"
             raise ValueError(msg)
-    return Timeout(total, first=first, idle=idle, ambient=ambient, name=name, clock=clock)

@@ -27,10 +27,11 @@ TOTAL, FIRST, IDLE = range(3)
 class Plain:
     """A plain call under the clock on asyncio: an entry of the timer wheel, and the ambient deadline of the work.
 
-    ``bucket`` is where it stands on the wheel: None when it fired, or is not armed.
+    ``bucket`` is where it stands on the wheel: None when it fired, or is not armed. ``seconds`` is the limit that it
+    stands under: that of its guard when it began.
     """
 
-    __slots__ = ("bucket", "cancelling", "parent", "slot", "task", "until")
+    __slots__ = ("bucket", "cancelling", "parent", "seconds", "slot", "task", "until")
     enforced = True
     clock: Clock = SYSTEM_CLOCK
     scope: anyio.CancelScope | None = None
@@ -38,6 +39,7 @@ class Plain:
     bucket: Bucket | None
     cancelling: int
     parent: deadline.Limit | None
+    seconds: float
     slot: int
     task: asyncio.Task[Any] | None
     until: float | None
@@ -57,7 +59,7 @@ class Plain:
 class Scoped(Plain):
     """A call, or an item of a stream, under a cancel scope, or on the wheel where an ambient deadline is nearer."""
 
-    __slots__ = ("clock", "limit", "scope", "seconds")
+    __slots__ = ("clock", "limit", "scope")
 
     def __init__(self, clock: Clock) -> None:
         self.clock: Clock = clock
@@ -70,11 +72,12 @@ class Scoped(Plain):
 class Stepped(Scoped):
     """A stream. While `quick`, an item is watched by `entry`; else as `Scoped` says."""
 
-    __slots__ = ("ends", "entry", "fired", "inside", "items", "kind", "quick", "started")
+    __slots__ = ("ends", "entry", "fired", "inside", "items", "kind", "quick", "started", "total")
 
     def __init__(self, clock: Clock, total: float | None) -> None:
         super().__init__(clock)
         self.started = clock.now()
+        self.total = total
         self.ends = math.inf if total is None else self.started + total
         self.entry: Entry | None = None
         self.fired = False
