@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from guardrails import admit, breaker, cache, fallback, keyed, limiter, retry, timeout
-from guardrails.core.guard import Call
+from guardrails.core.guard import Call, Gate, Guard, Strategy
 from guardrails.core.outcome import SUCCESS, Outcome
 from guardrails.errors import QueueFull, TimedOut, WaitTimeout
 from guardrails.gates.admit import Learned
@@ -507,22 +507,10 @@ GUARDS = {
     "inject": lambda: inject(error=ValueError),
     "connections": lambda: connections(per_key=1),
 }
-#: The name, which errors and events show at once, and what the pipeline reads of a guard when it is put around a
-#: function: that is the contract between the two, and no setting.
-CONTRACT = {
-    "contextual",
-    "costs",
-    "interrupts",
-    "lock",
-    "name",
-    "now",
-    "positions",
-    "reads_call",
-    "recovers",
-    "recovers_from",
-    "settles",
-    "streams",
-    "tally",
+#: The name, which errors and events show at once; what a pipeline reads of a guard when it is put around a function,
+#: which is the contract between the two and no setting; and what reservations use of a limiter.
+CONTRACT = {"name", "costs", "lock", "now"} | {
+    each for base in (Guard, Gate, Strategy) for each, value in vars(base).items() if not isinstance(value, property)
 }
 
 
