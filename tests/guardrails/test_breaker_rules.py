@@ -72,14 +72,6 @@ def test_slow_calls_open_it_and_a_slow_probe_keeps_it_open(clock):
     assert circuit.state == "closed"
 
 
-def test_a_stream_is_never_slow(clock):
-    circuit = breaker(slow_after=2, slow_rate=0.5, min_calls=1, clock=clock)
-    ticket = circuit.try_enter(Call((), {}, stream=True))
-    clock.advance(60)
-    circuit.settle(ticket, SUCCESS)
-    assert circuit.state == "closed"
-
-
 def test_results_can_be_failures():
     circuit = breaker(fail_max=2, failure_if=lambda result: result == "bad")
     work = circuit(lambda result: result)

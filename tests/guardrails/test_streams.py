@@ -345,3 +345,57 @@ async def test_a_reader_that_is_cancelled_between_items_leaves_nothing(memory, i
         assert gate.in_flight == 1
         tasks.cancel_scope.cancel()
     assert gate.in_flight == 0
+
+
+# A slow first item
+
+
+@pytest.mark.parametrize(("first", "rest", "state"), [(5.0, 0.0, "open"), (0.0, 60.0, "closed"), (4.9, 60.0, "closed")])
+async def test_a_stream_is_as_slow_as_its_first_item(clock, first, rest, state):
+    circuit = breaker(slow_after=5, slow_rate=1, min_calls=2, clock=clock)
+
+    @circuit
+    async def stream():
+        clock.advance(first)
+        yield 1
+        clock.advance(rest)
+        yield 2
+
+    @circuit
+    def items():
+        clock.advance(first)
+        yield 1
+        clock.advance(rest)
+
+    assert [item async for item in stream()] == [1, 2]
+    assert list(items()) == [1]
+    assert circuit.state == state
+
+
+async def test_a_stream_without_an_item_is_as_slow_as_it_was_long(clock):
+    circuit = breaker(slow_after=5, slow_rate=1, min_calls=1, clock=clock)
+
+    @circuit
+    async def nothing():
+        clock.advance(5)
+        return
+        yield
+
+    assert [item async for item in nothing()] == []
+    assert circuit.state == "open"
+
+
+async def test_a_probe_stream_is_as_slow_as_its_first_item(clock):
+    circuit = breaker(slow_after=5, slow_rate=1, min_calls=1, open_for=10, clock=clock)
+
+    @circuit
+    async def stream(first):
+        clock.advance(first)
+        yield 1
+        clock.advance(20)
+
+    assert [item async for item in stream(5)] == [1]
+    assert circuit.state == "open"
+    clock.advance(10)
+    assert [item async for item in stream(0)] == [1]
+    assert circuit.state == "closed"

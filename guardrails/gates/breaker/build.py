@@ -102,7 +102,7 @@ def breaker(
             makes a decorated function do so too, but it then no longer fuses with other guards into one frame, and in
             `guard(...)` it changes nothing.
         failure_rate: share of failures, above 0 and at most 1, that opens the circuit.
-        slow_after: seconds from which on a call is slow. A stream is never slow.
+        slow_after: seconds from which on a call is slow. Of a stream, the time to its first item counts.
         slow_rate: share of slow calls that opens the circuit; needs `slow_after`. A slow probe opens it again.
         min_calls: calls that must be known before a rate decides.
         window: how many calls it looks back on; with a rate, 100.

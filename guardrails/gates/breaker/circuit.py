@@ -41,12 +41,13 @@ _FREE: AbstractContextManager[object] = nullcontext()
 class _Ticket:
     """A call that was let in: in which generation, as a probe until when, and when it began if that matters."""
 
-    __slots__ = ("generation", "lease_ends", "started", "tripped")
+    __slots__ = ("first", "generation", "lease_ends", "started", "tripped")
 
     def __init__(self, generation: int, lease_ends: float = 0.0, started: float | None = None) -> None:
         self.generation = generation
         self.lease_ends = lease_ends
         self.started = started
+        self.first: float | None = None  # when the first item of a stream came
         self.tripped = False
 
 
@@ -84,6 +85,7 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
         self._rule = rule
         self._open_for = open_for
         self._slow_after = slow_after
+        self.times_first = slow_after is not None
         self._failure_if = failure_if
         self._failure_on = None if failure_on is None else tuple(failure_on)
         self._exclude = tuple(exclude)
@@ -171,6 +173,10 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
         if events.sinks:
             events.emit(events.CallSettled(self.name, outcome.kind))
 
+    def first_item(self, ticket: _Ticket) -> None:
+        """A stream is as slow as its first item."""
+        ticket.first = self._clock.now()
+
     def judge_result(self, result: Any) -> Outcome:
         """The outcome of a call that returned `result`: a failure if `failure_if` says so."""
         if self._failure_if is not None and self._failure_if(result):
@@ -225,7 +231,7 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
                 else:
                     ticket = _Ticket(self._generation, now + self.probe_lease, now)
                     self._probing.add(ticket)
-            elif alone or (self._slow_after is not None and not call.stream):
+            elif alone or self._slow_after is not None:
                 ticket = _Ticket(self._generation, 0.0, now)
         for old, new in changes:
             self._changed(old, new)
@@ -299,7 +305,10 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
         self._changed(old, "open")
 
     def _is_slow(self, ticket: _Ticket, now: float) -> bool:
-        return self._slow_after is not None and ticket.started is not None and now - ticket.started >= self._slow_after
+        if self._slow_after is None or ticket.started is None:
+            return False
+        answered = now if ticket.first is None else ticket.first
+        return answered - ticket.started >= self._slow_after
 
     def _verdict(self, outcome: Outcome) -> tuple[bool, bool]:
         # Whether it failed, and whether it counts for nothing.
