@@ -13,13 +13,13 @@ refusal, a cancelled wait) is nobody's failure either: the dependency was not re
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 from guardrails.core import events
-from guardrails.core.guard import DrivenCall, Gate, Strategy, Ticket
+from guardrails.core.guard import DrivenCall, Gate, Guard, Strategy, Ticket
 from guardrails.core.observed import ObservedCall
 from guardrails.core.outcome import SUCCESS, Outcome, classify_result
 from guardrails.core.unrolled import compile_guarded
@@ -40,8 +40,44 @@ def settle(gate: Gate, ticket: Ticket, outcome: Outcome) -> None:
         _unsettled(gate)
 
 
-def _unsettled(gate: Gate) -> None:
-    _log.exception("bug: %s failed to settle a call; please report this", gate.name)
+def _unsettled(gate: Gate, bug: BaseException | None = None, others: Held | None = None) -> None:
+    if bug is None or isinstance(bug, Exception):
+        _log.exception("bug: %s failed to settle a call; please report this", gate.name)
+        return
+    abandon(others or [], bug)
+    raise bug
+
+
+def own_verdict(gate: Gate, verdict: ResultVerdict) -> Callable[[Ticket, Any, Outcome], Outcome]:
+    """What `gate` makes of a result: a failure if its `failure_if` says so, else what `verdict` says."""
+    failure_if_of = gate.failure_if_of
+
+    def own(ticket: Ticket, result: Any, outcome: Outcome) -> Outcome:
+        failure_if = failure_if_of(ticket)
+        if failure_if is None:
+            return outcome
+        return judge_result(lambda value: Outcome("failure") if failure_if(value) else verdict(value), result)
+
+    return own
+
+
+def failure_ifs(layers: Sequence[Guard]) -> list[Callable[[Any], bool]]:
+    """What the layers besides count as failures."""
+    return [layer.failure_if for layer in layers if isinstance(layer, Guard) and layer.failure_if is not None]
+
+
+def combined(layers: Sequence[Guard], verdict: ResultVerdict) -> ResultVerdict:
+    """The verdict on results of a pipeline: `verdict` if that was given on purpose, or else the default with what the
+    `failure_if` of any layer says.
+    """
+    tests = failure_ifs(layers)
+    if verdict is not classify_result or not tests:
+        return verdict
+
+    def judged(result: Any) -> Outcome:
+        return Outcome("failure") if any(failure_if(result) for failure_if in tests) else verdict(result)
+
+    return judged
 
 
 def judge(verdict: Verdict, exc: BaseException) -> Outcome:
@@ -125,11 +161,13 @@ def gated(
     strategy: Strategy | None = None,
     call_of: CallMaker | None = None,
     observed: Callable[..., Any] | None = None,
+    own: Mapping[Gate, Callable[[Ticket, Any, Outcome], Outcome]] | None = None,
 ) -> Callable[..., Any]:
     """`fn`, a plain function or one that gives an awaitable, behind `gates` (outermost first).
 
     With `strategy`, one that recovers, directly around them; `call_of` then makes its view of a call. With `observed`,
-    that is called in place of all this while somebody listens to events. A plain function's waiting blocks the thread.
+    that is called in place of all this while there are listeners of events. `own` has the verdicts on results of gates
+    that are not judged as the pipeline is. A plain function's waiting blocks the thread.
     """
     tools = {
         "verdict": verdict,
@@ -145,7 +183,9 @@ def gated(
         "EVENTS": events,
     }
     plain = result_verdict is classify_result
-    return compile_guarded(fn, gates, is_async=is_async, plain=plain, tools=tools, strategy=strategy, observed=observed)
+    return compile_guarded(
+        fn, gates, is_async=is_async, plain=plain, tools=tools, strategy=strategy, observed=observed, own=own or {}
+    )
 
 
 def observed(

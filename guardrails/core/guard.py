@@ -76,6 +76,9 @@ class Guard(abc.ABC):
     #: False when the guard looks at no call's arguments: a plain call is then handed to it without them, which saves
     #: more than many a guard costs. Read when a function is guarded.
     reads_call = True
+    #: A function of a result that is true for a failure. Its own verdict keeps to it; so does that of the pipeline,
+    #: unless that was given a `classify_result`.
+    failure_if: Callable[[Any], bool] | None = None
 
     @abc.abstractmethod
     def describe(self) -> str:
@@ -93,6 +96,8 @@ class Gate(Guard):
     #: False when the gate's `settle` does nothing after a success that `disarm` did not do.
     settles = True
 
+    #: True when it may have its own verdict on results: then `failure_if_of` is asked for each call.
+    judges = False
     #: True when it sets context variables for the code inside. Entering sets them for a plain call and a block; around
     #: each step of a stream `resume` does, and `suspend` sets them back. One that interrupts does so in `arm` and
     #: `disarm`.
@@ -123,6 +128,10 @@ class Gate(Guard):
     @abc.abstractmethod
     def settle(self, ticket: Ticket, outcome: Outcome) -> None:
         """Take the ticket back, with what came of the attempt. Called exactly once a ticket; must not raise."""
+
+    def failure_if_of(self, ticket: Ticket) -> Callable[[Any], bool] | None:  # noqa: ARG002
+        """What besides the pipeline's verdict makes a result a failure for this gate alone (`judges` only)."""
+        return self.failure_if
 
     def resume(self, ticket: Ticket) -> None:
         """A step of a stream begins: show the code inside what the ticket is (`contextual` only)."""

@@ -30,6 +30,7 @@ from guardrails.core.outcome import Outcome
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _building = threading.Lock()
 _getframe = sys._getframe  # noqa: SLF001 - documented, and in every CPython
@@ -110,6 +111,7 @@ class Pipeline(Layer):
         self._name = name
         self._classify = classify
         self._classify_result = classify_result
+        self._judge_result = drive.combined(self.layers, classify_result)
         self._check_order = check_order
         self.blocks = Blocks(self.layers, classify, self.name)
         if check_order:
@@ -171,11 +173,9 @@ class Pipeline(Layer):
         return Pipeline(
             (*outer.layers, *self.layers),
             name=outer._name or self._name,
-            classify=outer._classify if outer._classify is not outcome.classify else self._classify,
-            classify_result=(
-                outer._classify_result
-                if outer._classify_result is not outcome.classify_result
-                else self._classify_result
+            classify=_one("classify", outcome.classify, (outer._classify, self._classify)),
+            classify_result=_one(
+                "classify_result", outcome.classify_result, (outer._classify_result, self._classify_result)
             ),
             check_order=outer._check_order and self._check_order,
         )
@@ -193,7 +193,7 @@ class Pipeline(Layer):
             return fn
         compiled = checked(fn) if kind == "coroutine" and not is_async(fn) else fn
         segments = _segments(self.layers)
-        call_of = drive.call_maker(fn, self._classify, self._classify_result)
+        call_of = drive.call_maker(fn, self._classify, self._judge_result)
         while segments:
             gates = cast("list[Gate]", segments.pop()) if isinstance(segments[-1], list) else []
             strategy = cast("Strategy", segments.pop()) if segments else None
@@ -217,7 +217,7 @@ class Pipeline(Layer):
         """`fn` behind `gates`, and these inside `strategy`. The outermost segment has the pipeline's `name`, and what
         it is without one, `whole`.
         """
-        verdicts = (self._classify, self._classify_result)
+        verdicts = (self._classify, self._judge_result)
         observed = None
         if kind in ("coroutine", "function"):
             is_async = kind == "coroutine"
@@ -234,6 +234,7 @@ class Pipeline(Layer):
                     strategy=inside,
                     call_of=call_of,
                     observed=observed if outside is None else None,
+                    own={gate: drive.own_verdict(gate, self._classify_result) for gate in gates if self._apart(gate)},
                 )
             return fn if outside is None else driven.driven(fn, outside, kind, call_of, observed)
         if gates:
@@ -244,6 +245,14 @@ class Pipeline(Layer):
         if whole is not None and name is not None:
             observed = streams.gated_stream(whole, (), self._classify, name)
         return driven.driven(fn, strategy, kind, call_of, observed)
+
+    def _apart(self, gate: Gate) -> bool:
+        # Whether it is not judged as the pipeline is.
+        if not gate.judges:
+            return False
+        return (
+            drive.failure_ifs(self.layers) != [gate.failure_if] or self._classify_result is not outcome.classify_result
+        )
 
 
 class _Guarded:
@@ -272,12 +281,12 @@ def guard(
             has been given one, or the guarded function's.
         classify: decides the outcome of an exception for every guard here, instead of
             `guardrails.core.outcome.classify`.
-        classify_result: the same for what a call returns.
+        classify_result: the same for what a call returns. A breaker with a `failure_if` keeps to that besides.
         check_order: refuse an order that is a trap. Pass False to build it all the same.
 
     Raises:
         TypeError: a layer is not a guard, or `name` is no text.
-        ValueError: the order is a trap; the message says why.
+        ValueError: the order is a trap; or two pipelines bring verdicts of which only one can hold.
     """
     if name is not None and (not isinstance(name, str) or not name):
         msg = f"name takes a text, not {name!r}"
@@ -286,16 +295,17 @@ def guard(
     for number, layer in enumerate(layers):
         if isinstance(layer, Pipeline):
             flat.extend(layer.layers)
-            # What a pipeline was built with on purpose holds in the larger one too, unless that says otherwise.
-            classify = layer._classify if classify is outcome.classify else classify  # noqa: SLF001
-            if classify_result is outcome.classify_result:
-                classify_result = layer._classify_result  # noqa: SLF001
+            # What a pipeline was built with on purpose holds in the larger one too.
+            classify = _one("classify", outcome.classify, (classify, layer._classify))  # noqa: SLF001
+            classify_result = _one(
+                "classify_result",
+                outcome.classify_result,
+                (classify_result, layer._classify_result),  # noqa: SLF001
+            )
             check_order = check_order and layer._check_order  # noqa: SLF001
             name = name if name is not None else layer._name  # noqa: SLF001
         elif isinstance(layer, Guard):
             flat.append(layer)
-            if classify_result is outcome.classify_result and isinstance(layer, Layer):
-                classify_result = layer.pipeline._classify_result  # noqa: SLF001 - breaker(failure_if=...) brings its own
         else:
             hint = f"; call it first: {layer.__name__}(...)" if inspect.isfunction(layer) else ""
             msg = f"layer {number + 1} of guard(...) is not a guard but {type(layer).__name__}{hint}"
@@ -304,6 +314,18 @@ def guard(
 
 
 _check = check_order
+
+
+def _one(argument: str, default: F, given: tuple[F, F]) -> F:
+    # Two that were given on purpose cannot both hold: each guard has one verdict on a call.
+    chosen = [verdict for verdict in given if verdict is not default]
+    if len(chosen) > 1 and chosen[0] != chosen[1]:
+        msg = (
+            f"{argument} was given to a pipeline and, another one, to a pipeline inside it, of which only one can hold "
+            f"for the calls through both: give it to the outer one alone"
+        )
+        raise ValueError(msg)
+    return chosen[0] if chosen else default
 
 
 def _segments(layers: Sequence[Guard]) -> list[Strategy | list[Gate]]:

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequ
 from typing import Any
 
 from guardrails.core import events
-from guardrails.core.drive import Held, Verdict, judge, judger, settle
+from guardrails.core.drive import Held, Verdict, abandon, judge, judger, settle
 from guardrails.core.guard import Call, Gate, Ticket
 from guardrails.core.observed import ObservedCall
 from guardrails.core.outcome import IGNORED, SUCCESS, Outcome
@@ -109,16 +109,25 @@ def gated_stream(
                 if source is not None:
                     await source.aclose()
             finally:
-                while held:
-                    gate, ticket = held.pop()
-                    place = max((place for place in cuts if place < len(held)), default=None)
-                    settle(gate, ticket, outcome if place is None else judge(verdict, cuts[place]))
+                _settle_all(held, outcome, cuts, verdict)
                 if announced is not None:
                     announced.end(refused or outcome)
                 del outcome, refused
                 cuts.clear()
 
     return guarded
+
+
+def _settle_all(held: Held, outcome: Outcome, cuts: Cuts, verdict: Verdict) -> None:
+    try:
+        while held:
+            place = max((place for place in cuts if place < len(held) - 1), default=None)
+            seen = outcome if place is None else judge(verdict, cuts[place])
+            gate, ticket = held.pop()
+            settle(gate, ticket, seen)
+    except BaseException:
+        abandon(held, None)
+        raise
 
 
 def _came(timed: Held) -> None:
@@ -236,9 +245,13 @@ def gated_iterator(
             outcome = SUCCESS
             return result
         finally:
-            while held:
-                gate, ticket = held.pop()
-                settle(gate, ticket, outcome)
+            try:
+                while held:
+                    gate, ticket = held.pop()
+                    settle(gate, ticket, outcome)
+            except BaseException:
+                abandon(held, None)
+                raise
             if announced is not None:
                 announced.end(refused or outcome)
             del outcome, refused  # the exception's traceback holds this frame: a reference cycle

@@ -18,6 +18,8 @@ each variant. What it says for two gates, the second of which interrupts, inside
             ticket_1 = ...
             stage = 2
             result = await fn(*args, **kwargs)
+            outcome = SUCCESS if type(result) in VALUES else judge_result(result_verdict, result)
+            own_1 = own_verdict_1(ticket_1, result, outcome)    # only of a gate that is judged apart
         except BaseException as exc:
             if stage == 0: held = []                 # refused at the door: nobody holds anything
             elif stage == 1: held = [(gate_0, ticket_0)]
@@ -31,9 +33,8 @@ each variant. What it says for two gates, the second of which interrupts, inside
                 finally:
                     del truth, outcome               # the traceback holds this frame: a reference cycle
         else:
-            outcome = SUCCESS if type(result) in VALUES else judge_result(result_verdict, result)
             disarm_1(ticket_1, None)
-            settle_1(ticket_1, outcome)              # each in a `try`, which costs nothing while it holds; if it does
+            settle_1(ticket_1, own_1)                # each in a `try`, which costs nothing while it holds; if it does
             settle_0(ticket_0, outcome)              # anything at all
             if outcome.kind not in KINDS:            # without a strategy: always
                 return result
@@ -49,7 +50,7 @@ parameters as `guardrails.core.signature` says.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
@@ -70,6 +71,7 @@ def compile_guarded(
     tools: dict[str, Any],
     strategy: Strategy | None = None,
     observed: Callable[..., Any] | None = None,
+    own: Mapping[Gate, Callable[..., Any]] | None = None,
 ) -> Callable[..., Any]:
     """The wrapper of `fn` behind `gates` (outermost first), inside `strategy`.
 
@@ -80,8 +82,10 @@ def compile_guarded(
         plain: whether values of the plain types are successes without asking.
         tools: the functions that the pattern names, and the pipeline's verdicts.
         strategy: one that recovers, directly outside the gates.
-        observed: called in place of all this while somebody listens to events.
+        observed: called in place of all this while there are listeners of events.
+        own: the verdicts on results of gates that are not judged as the pipeline is.
     """
+    own = own or {}
     names = {
         "fn": fn,
         "Call": Call,
@@ -98,15 +102,18 @@ def compile_guarded(
         names[f"enter_{number}"] = gate.enter if is_async else gate.enter_blocking
         names[f"settle_{number}"] = gate.settle
         names[f"disarm_{number}"] = gate.disarm
+        names[f"own_verdict_{number}"] = own.get(gate)
     if strategy is not None:
         names["tally"] = strategy.tally
         names["KINDS"] = strategy.recovers_from
         names["recover"] = strategy.recover if is_async else strategy.recover_blocking
-        names["again"] = compile_guarded(fn, gates, is_async=is_async, plain=plain, tools=tools) if gates else fn
+        names["again"] = (
+            compile_guarded(fn, gates, is_async=is_async, plain=plain, tools=tools, own=own) if gates else fn
+        )
     reads_call = any(gate.reads_call for gate in gates)
     shape = None if reads_call or (strategy is not None and strategy.reads_call) else shape_of(fn)
     code = _code(
-        tuple((gate.interrupts, gate.settles) for gate in gates),
+        tuple((gate.interrupts, gate.settles, gate in own) for gate in gates),
         shape,
         is_async=is_async,
         reads_call=reads_call,
@@ -120,7 +127,7 @@ def compile_guarded(
 
 @functools.lru_cache(1024)
 def _code(
-    kinds: tuple[tuple[bool, bool], ...],
+    kinds: tuple[tuple[bool, bool, bool], ...],
     shape: Shape | None,
     *,
     is_async: bool,
@@ -153,20 +160,26 @@ def _code(
             "        if not known and (type(result) in LAZY or hasattr(type(result), '__await__')):",
             "            refuse_lazy(fn, result)",
         ]
-    lines += ["    except BaseException as exc:", *_failed(count, recovers=recovers), "    else:"]
     is_plain = "type(result) in VALUES" if is_async else "known"
     judged = "judge_result(result_verdict, result)"
     lines.append(f"        outcome = {f'SUCCESS if {is_plain} else {judged}' if plain else judged}")
+    lines += [
+        f"        own_{number} = own_verdict_{number}(ticket_{number}, result, outcome)"
+        for number, (_, _, judges) in enumerate(kinds) if judges
+    ]  # fmt: skip
+    lines += ["    except BaseException as exc:", *_failed(count, recovers=recovers), "    else:"]
+    if not count:
+        lines.append("        pass")
     for number in reversed(range(count)):
-        interrupts, settles = kinds[number]
+        interrupts, settles, judges = kinds[number]
         if interrupts:
             lines.append(f"        disarm_{number}(ticket_{number}, None)")
         if settles:
             lines += [
                 "        try:",
-                f"            settle_{number}(ticket_{number}, outcome)",
-                "        except Exception:",
-                f"            unsettled(gate_{number})",
+                f"            settle_{number}(ticket_{number}, {f'own_{number}' if judges else 'outcome'})",
+                "        except BaseException as bug:",
+                f"            unsettled(gate_{number}, bug, [{_held(number)}])",
             ]
     if not recovers:
         lines.append("        return result")
@@ -184,13 +197,16 @@ def _code(
     return next(const for const in module.co_consts if isinstance(const, CodeType))
 
 
+def _held(count: int) -> str:
+    return ", ".join(f"(gate_{number}, ticket_{number})" for number in range(count))
+
+
 def _failed(count: int, *, recovers: bool) -> list[str]:
     lines = []
     if not recovers:
         lines += ["        if stage == 0:", "            raise"]
     for stage in range(count + 1):
-        held = ", ".join(f"(gate_{number}, ticket_{number})" for number in range(stage))
-        lines.append(f"        {'el' if stage else ''}if stage == {stage}: held = [{held}]")
+        lines.append(f"        {'el' if stage else ''}if stage == {stage}: held = [{_held(stage)}]")
     lines.append(f"        truth = leave(held, exc, verdict if stage == {count} else not_reached)")
     deep, names = "        ", "truth"
     if recovers:

@@ -48,6 +48,8 @@ class Keyed(Layer, Gate, Generic[G]):
     while a guard decides or waits.
     """
 
+    judges = True
+
     def __init__(
         self,
         factory: Callable[[Any], G],
@@ -149,6 +151,10 @@ class Keyed(Layer, Gate, Generic[G]):
         except BaseException:
             self._leave(entry)
             raise
+
+    def failure_if_of(self, ticket: tuple[_Entry[G], Ticket]) -> Callable[[Any], bool] | None:
+        """That of the guard of the call's key, for itself alone."""
+        return ticket[0].guard.failure_if
 
     def settle(self, ticket: tuple[_Entry[G], Ticket], outcome: Outcome) -> None:
         """Give the ticket back to the guard that it came from."""

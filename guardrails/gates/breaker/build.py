@@ -107,8 +107,8 @@ def breaker(
         min_calls: calls that must be known before a rate decides.
         window: how many calls it looks back on; with a rate, 100.
         window_seconds: look back on a time and not on a number of calls. It is forgotten in tenths.
-        failure_if: a function of what a call returned: true counts as a failure. It holds for every
-            guard of the pipeline that the breaker is in, unless that has a `classify_result` of its own.
+        failure_if: a function of what a call returned: true counts as a failure, always for this breaker. It holds for
+            the other guards of its pipeline too, unless that has a `classify_result` or they have one of their own.
         failure_on: exception types, or functions of an exception; given, every other exception counts as success.
         open_for: seconds; or `Growing(...)`, `FromRetryAfter(...)` (in `guardrails.gates.breaker`); or a function of
             the `Outcome` that opened it (`ignored` when it was opened by hand) that returns seconds. One that fails is

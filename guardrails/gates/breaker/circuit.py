@@ -14,7 +14,7 @@ from guardrails.core.clock import Clock
 from guardrails.core.guard import Call, Gate, Position
 from guardrails.core.kinds import kind_of
 from guardrails.core.outcome import Outcome
-from guardrails.core.pipeline import Layer, Pipeline
+from guardrails.core.pipeline import Layer
 from guardrails.gates.breaker.break_duration import BreakDuration, Fixed
 from guardrails.gates.breaker.face import NORMAL, PYBREAKER, CircuitFace, State, state_name
 from guardrails.gates.breaker.pybreaker_face import Exclusion, PybreakerFace, told
@@ -86,7 +86,8 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
         self._open_for = open_for
         self._slow_after = slow_after
         self.times_first = slow_after is not None
-        self._failure_if = failure_if
+        self.failure_if = failure_if
+        self.judges = failure_if is not None
         self._failure_on = None if failure_on is None else tuple(failure_on)
         self._exclude = tuple(exclude)
         self._listeners = tuple(listeners)
@@ -110,9 +111,6 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
         # `_quiet` is the ticket whose success changes nothing, or None.
         self._door: _Ticket | None = None
         self._quiet: _Ticket | None = None
-        if failure_if is not None:
-            # Fused with others, a pipeline keeps the verdict on results that it was built with.
-            self._alone = Pipeline((self,), classify_result=self.judge_result)
         if shared is not None:
             self._adopt(clock.now())
         self._doors()
@@ -179,7 +177,7 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
 
     def judge_result(self, result: Any) -> Outcome:
         """The outcome of a call that returned `result`: a failure if `failure_if` says so."""
-        if self._failure_if is not None and self._failure_if(result):
+        if self.failure_if is not None and self.failure_if(result):
             return Outcome("failure")
         return outcome.classify_result(result)
 
