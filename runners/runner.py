@@ -64,6 +64,8 @@ class Runner:
             which began together do not go together. None: never.
         max_requests: requests after which a worker is replaced, in the same way. None: never.
         queue: requests that may wait in this process; one more is refused with `QueueFull`.
+        queue_bytes: what these may hold together, as a size; more is refused in the same way. What a worker can take at
+            once does not count.
         timeout: seconds that a request may take, waiting included; None for no limit. Calls can set their own.
         heartbeat: seconds that a worker may go without finishing a step while it has work, before it is replaced as
             stuck.
@@ -93,6 +95,7 @@ class Runner:
         lazy: bool,
         idle_unload: float | None,
         queue: int,
+        queue_bytes: str | float,
         timeout: float | None,
         heartbeat: float | None,
         start_timeout: float,
@@ -149,6 +152,7 @@ class Runner:
             lazy=lazy,
             idle_unload=idle_unload,
             queue=queue,
+            queue_bytes=parse_size(queue_bytes, "queue_bytes"),
             policy=restart,
             start_timeout=start_timeout,
             drain_timeout=drain_timeout,

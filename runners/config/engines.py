@@ -43,6 +43,7 @@ class RunnerSection(Section, frozen=True, kw_only=True):
     lazy: bool = False
     idle_unload: float | None = None
     queue: int = 1024
+    queue_bytes: Size = Size(1 << 30)
     timeout: float = 300
     heartbeat: float | None = 60
     start_timeout: float = 120

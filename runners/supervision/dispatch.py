@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 
 from guardrails.core import events
 from guardrails.core.errors import QueueFull
+from guardrails.core.sizes import format_size
 from guardrails.core.timers import TimerWheel, wheel_of
 from runners.errors import PoisonedRequest, RequestTimeout, RunnerCrashed, request_error
 from runners.protocol.messages import Done, Failed
@@ -29,6 +30,7 @@ from runners.supervision.exit import Exit
 from runners.supervision.request import Request
 from runners.supervision.stream import StreamRequest
 from runners.supervision.suspects import Suspects
+from runners.supervision.waiting import WaitingRequests
 from runners.supervision.worker import Worker
 
 #: Workers that a request may take with it until it is refused as poison.
@@ -43,23 +45,28 @@ class Dispatcher:
     Args:
         name: the runner's.
         queue: requests that may wait here, beyond those that workers have.
+        queue_bytes: bytes that these may hold together.
         fresh_comes: whether a new worker is on its way.
 
     Attributes:
         limit: requests that may wait.
+        limit_bytes: bytes that they may hold.
         workers: those in service; the supervisor adds and removes them.
         counts: what became of requests, for `RunnerStats`.
         idle: set when there is no request left, waiting or running.
     """
 
-    def __init__(self, name: str, *, queue: int, fresh_comes: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, name: str, *, queue: int, queue_bytes: int, fresh_comes: Callable[[], bool] = lambda: False
+    ) -> None:
         self.name = name
         self.workers: list[Worker] = []
         self.counts: Counter[str] = Counter()
         self.idle = asyncio.Event()
         self.limit = queue
+        self.limit_bytes = queue_bytes
         self._affinity: Affinity[Worker] = Affinity()
-        self._queue: deque[Request] = deque()
+        self._queue = WaitingRequests()
         self._suspects = Suspects(fresh_comes)
         self._numbers = itertools.count(1)
         self._loop: asyncio.AbstractEventLoop
@@ -98,11 +105,13 @@ class Dispatcher:
         long as that does not have much more to do than others. With a `window` it is a `StreamRequest`.
 
         Raises:
-            QueueFull: as many wait already as may.
+            QueueFull: as many, or as many bytes, wait already as may.
         """
-        if len(self._queue) >= self.limit and (self._queue or self._least_loaded() is None):
-            detail = f"{self.limit} requests wait already; retry later, or raise queue="
-            raise QueueFull(self.name, detail=detail)
+        size = self._queue.size + len(body) + len(payload)
+        if (len(self._queue) >= self.limit or size > self.limit_bytes) and (
+            self._queue or self._least_loaded() is None
+        ):
+            raise QueueFull(self.name, detail=self._full(len(body) + len(payload)))
         number, future = next(self._numbers), self._loop.create_future()
         request: Request
         if window:
@@ -122,6 +131,14 @@ class Dispatcher:
         else:
             worker.give(request, now)
         return request
+
+    def _full(self, size: int) -> str:
+        if len(self._queue) >= self.limit:
+            return f"{self.limit} requests wait already; retry later, or raise queue="
+        return (
+            f"requests of {format_size(self._queue.size)} wait already, this one is {format_size(size)}, and at most "
+            f"{format_size(self.limit_bytes)} may wait; retry later, or raise queue_bytes="
+        )
 
     def pump(self) -> None:
         """Give waiting requests to workers with room, the least loaded first."""

@@ -29,6 +29,7 @@ class Request:
         given_at: when the first worker had it; None before.
         given_unfilled: whether the worker that runs it by itself, as a suspect, held little memory before.
         affinity: what has the same goes to the same worker, if that has room; None: anywhere.
+        waiting_bytes: of body and payload, while it waits in the queue.
         generation: of the model of the worker that had it last; see `ServedModel`.
         abandoned_at: when its caller left, on the loop's clock; None while it waits.
     """
@@ -56,6 +57,7 @@ class Request:
         "slot",
         "strikes",
         "suspect",
+        "waiting_bytes",
     )
 
     def __init__(
@@ -84,6 +86,7 @@ class Request:
         self.affinity: int | None = None
         self.generation = 0
         self.slot = 0
+        self.waiting_bytes = 0
         self.bucket: Bucket | None = None
         self.on_expire: Callable[[Request], None]
 

@@ -85,6 +85,7 @@ class Supervisor:
         idle_unload: seconds without a request after which all workers are drained; the next one loads again. None:
             never, or 60 s with a minimum of 0.
         queue: requests that may wait here for a worker, beyond those that workers have.
+        queue_bytes: bytes that these may hold together.
         policy: when to restart.
         start_timeout: seconds that a worker may take to load.
         drain_timeout: seconds after which a replaced worker is ended whatever it still has. None: it answers what it
@@ -101,6 +102,7 @@ class Supervisor:
         lazy: bool = False,
         idle_unload: float | None = None,
         queue: int = 1024,
+        queue_bytes: int = 1 << 30,
         policy: RestartPolicy | None = None,
         start_timeout: float = 120,
         drain_timeout: float | None = None,
@@ -121,7 +123,9 @@ class Supervisor:
             msg = "queue=0 does not go with lazy, idle_unload or a minimum of 0: a request waits there for the load"
             raise ValueError(msg)
         self.used = 0.0
-        self.dispatcher = Dispatcher(spec.name, queue=queue, fresh_comes=lambda: self.pool.fresh_comes)
+        self.dispatcher = Dispatcher(
+            spec.name, queue=queue, queue_bytes=queue_bytes, fresh_comes=lambda: self.pool.fresh_comes
+        )
         self._start_timeout = start_timeout
         self._python = python
         self._loop: asyncio.AbstractEventLoop

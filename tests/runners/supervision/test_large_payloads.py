@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from guardrails.core.errors import QueueFull
 from runners import FunctionRunner
 from runners.errors import RequestTimeout, RunnerCrashed, UnsendableValue
+from runners.supervision.request import Request
+from runners.supervision.waiting import WaitingRequests
 from tests.support import until
 
 pytestmark = pytest.mark.anyio
@@ -183,3 +186,52 @@ async def test_a_worker_that_sends_impossible_parts_is_ended(headers):
         with pytest.raises(RunnerCrashed, match="protocol"):
             await act("break_protocol", *headers)
         assert act.stats().restarts == {"protocol": 1}
+
+
+# What waits is bounded by bytes too
+
+
+async def test_what_waits_is_bounded_by_bytes(tmp_path):
+    go = tmp_path / "go"
+    async with FunctionRunner("large:act", queue_bytes="4MiB", timeout=20) as act:
+        worker = (await act("echo", 1), act._supervisor.workers[0])[1]
+        busy = [asyncio.ensure_future(act("pause", str(go))) for _ in range(worker.capacity)]
+        await until(lambda: worker.room == 0)
+        waiting = [asyncio.ensure_future(act("echo", array(MIB, seed))) for seed in range(3)]
+        await until(lambda: act.stats().queued == 3)
+        with pytest.raises(QueueFull, match=r"3 MiB wait already, this one is 2 MiB.*4 MiB.*queue_bytes="):
+            await act("echo", array(2 * MIB))
+        waiting[1].cancel()  # gives its bytes back
+        await until(lambda: act.stats().queued == 2)
+        waiting[1] = asyncio.ensure_future(act("echo", array(MIB + MIB // 2, 1)))
+        await until(lambda: act.stats().queued == 3)
+        go.touch()
+        backs = await asyncio.gather(*waiting)
+        await asyncio.gather(*busy)
+        assert np.array_equal(backs[2], array(MIB, 2))
+        assert backs[1].nbytes == MIB + MIB // 2
+        assert act._supervisor.dispatcher._queue.size == 0
+        # A worker with room takes more than may wait.
+        assert (await act("echo", array(8 * MIB))).nbytes == 8 * MIB
+
+
+@pytest.mark.parametrize("value", ["nonsense", -1, None])
+def test_queue_bytes_is_checked(value):
+    with pytest.raises((ValueError, TypeError), match="queue_bytes"):
+        FunctionRunner("large:echo", queue_bytes=value)
+
+
+def test_the_queue_counts_whatever_happens_to_it():
+    requests = [Request(number, b"b" * number, b"", deadline=None, redeliver=False, future=None) for number in range(9)]
+    queue = WaitingRequests()
+    queue.append(requests[1])
+    queue.append(requests[2])
+    queue.extendleft(iter([requests[3], requests[4]]))
+    assert (list(queue), queue.size) == ([requests[4], requests[3], requests[1], requests[2]], 10)
+    requests[1].body = b""
+    queue.remove(requests[1])
+    assert queue.popleft() is requests[4]
+    assert queue.size == 5
+    with pytest.raises(ValueError, match="not in"):
+        queue.remove(requests[8])
+    assert queue.size == 5
