@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ import time
 import psutil
 import pytest
 
+from guardrails.telemetry.logs import log_events
 from guardrails.testing import capture_events
 from runners import FunctionRunner
 from runners.errors import RunnerCrashed, StartFailed
@@ -46,6 +48,15 @@ async def test_a_kill_from_outside_is_told_from_one_of_the_kernel_s(until):
     async with FunctionRunner("calls:act") as act:
         event = await end_of(act, until)
         assert (event.reason, event.detail) == ("sigkill", "was killed by SIGKILL; by another program")
+
+
+async def test_the_end_of_a_worker_is_logged_once(until, caplog):
+    caplog.set_level(logging.INFO)
+    with log_events():
+        async with FunctionRunner("calls:act") as act:
+            event = await end_of(act, until)
+    (line,) = (line for line in caplog.messages if f"worker {event.pid} " in line and "ready" not in line)
+    assert "event=runner.worker_exited" in line
 
 
 async def test_an_oom_kill_has_a_name_of_its_own(vmstat, until):
