@@ -24,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from guardrails.core import deadline, drive, events
 from guardrails.core.drive import Held
@@ -84,6 +84,10 @@ class Blocks:
     def __repr__(self) -> str:
         return f"guard({', '.join(layer.name for layer in self._layers)})"
 
+    @overload
+    async def enter(self, place: int) -> None: ...
+    @overload
+    async def enter(self, place: None) -> Entry: ...
     async def enter(self, place: int | None) -> Entry | None:
         """Enter every gate, waiting where one has to. With a place, `leave_place` finds the entry there; else it is
         returned.

@@ -66,7 +66,7 @@ class Layer:
 
     # Plain functions: the frame that calls them is the one that runs the `with`.
 
-    def __aenter__(self) -> Coroutine[Any, Any, Any]:
+    def __aenter__(self) -> Coroutine[Any, Any, None]:
         """Guard a block: enter every gate, waiting where one has to."""
         frame = _getframe(1)
         return self.pipeline.blocks.enter(id(frame) if frame.f_globals is not CONTEXTLIB else place_of(frame))

@@ -291,3 +291,16 @@ def test_a_process_that_was_forked_meanwhile_goes_on_by_itself(clock):
     thread.join()
     arrived()
     assert storage.memory.state == "open"
+
+
+@pytest.mark.parametrize("seconds", [1, 3600])
+def test_a_time_without_a_zone_is_utc(seconds):
+    storage = pybreaker.CircuitMemoryStorage("open")
+    storage.opened_at = datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=seconds)
+    circuit = breaker(fail_max=1, reset_timeout=60, state_storage=storage)
+    if seconds < 60:
+        with pytest.raises(CircuitOpen):
+            circuit.try_enter(CALL)
+    else:
+        circuit.settle(circuit.try_enter(CALL), SUCCESS)
+        assert circuit.state == "closed"

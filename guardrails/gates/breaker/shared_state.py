@@ -100,7 +100,12 @@ class SharedState:
     @property
     def age(self) -> float | None:
         """Seconds since the circuit was opened, by the wall clock that processes share; None if that is not known."""
-        return None if self.opened_at is None else (datetime.now(UTC) - self.opened_at).total_seconds()
+        opened_at = self.opened_at
+        if opened_at is None:
+            return None
+        if opened_at.tzinfo is None:  # by a storage, or a pybreaker, that writes UTC without saying so
+            opened_at = opened_at.replace(tzinfo=UTC)
+        return (datetime.now(UTC) - opened_at).total_seconds()
 
     def look(self, now: float) -> None:
         """See to it that what is known is at most `refresh` seconds old. Never waits."""
