@@ -91,12 +91,7 @@ class Layer:
 
 
 class Pipeline(Layer):
-    """Guards in order, outermost first. Build it with `guard(...)` or by stacking decorators.
-
-    Attributes:
-        layers: the guards.
-        blocks: the open blocks of code that they guard.
-    """
+    """Guards in order, outermost first. Build it with `guard(...)` or by stacking decorators."""
 
     def __init__(
         self,
@@ -107,15 +102,25 @@ class Pipeline(Layer):
         classify_result: Callable[[Any], Outcome] = outcome.classify_result,
         check_order: bool = True,
     ) -> None:
-        self.layers = tuple(layers)
+        self._layers = tuple(layers)
         self._name = name
         self._classify = classify
         self._classify_result = classify_result
         self._judge_result = drive.combined(self.layers, classify_result)
         self._check_order = check_order
-        self.blocks = Blocks(self.layers, classify, self.name)
+        self._blocks = Blocks(self.layers, classify, self.name)
         if check_order:
             _check(self.layers)
+
+    @property
+    def layers(self) -> tuple[Guard, ...]:
+        """The guards."""
+        return self._layers
+
+    @property
+    def blocks(self) -> Blocks:
+        """The open blocks of code that they guard."""
+        return self._blocks
 
     @property
     def pipeline(self) -> Pipeline:

@@ -163,9 +163,9 @@ class Hedge(Layer, Strategy):
         clock: Clock,
     ) -> None:
         self.name = name
-        self.attempts = attempts
-        self.budget = budget
-        self.percentile = percentile
+        self._attempts = attempts
+        self._budget = budget
+        self._percentile = percentile
         self._fixed = delay
         self._clock = clock
         self._tally = None if budget is None else budget.count_attempts()
@@ -173,18 +173,33 @@ class Hedge(Layer, Strategy):
         self._latencies = Latencies()
 
     @property
+    def attempts(self) -> int:
+        """Attempts that a call makes at most."""
+        return self._attempts
+
+    @property
+    def budget(self) -> RetryBudget | None:
+        """What bounds the further attempts of all calls; None for no bound."""
+        return self._budget
+
+    @property
+    def percentile(self) -> float | None:
+        """Of the latency, after which a further attempt is made; None for a fixed delay."""
+        return self._percentile
+
+    @property
     def delay(self) -> float | None:
         """Seconds after which the next attempt is started now; None while the percentile is not known."""
-        if self.percentile is None:
+        if self._percentile is None:
             return self._fixed
         with self._lock:
-            return self._fixed if len(self._latencies) < MIN_LATENCIES else self._latencies.percentile(self.percentile)
+            return self._fixed if len(self._latencies) < MIN_LATENCIES else self._latencies.percentile(self._percentile)
 
     def describe(self) -> str:
         """One line for `Pipeline.describe`."""
-        after = f"{self._fixed:g} s" if self.percentile is None else f"percentile {self.percentile:g} of the latency"
-        budget = "no budget" if self.budget is None else self.budget.describe()
-        return f"hedge {self.name!r}: another attempt after {after}, {self.attempts} at most, {budget}"
+        after = f"{self._fixed:g} s" if self._percentile is None else f"percentile {self._percentile:g} of the latency"
+        budget = "no budget" if self._budget is None else self._budget.describe()
+        return f"hedge {self.name!r}: another attempt after {after}, {self._attempts} at most, {budget}"
 
     def __repr__(self) -> str:
         return f"<{self.describe()}>"
@@ -276,7 +291,7 @@ class Hedge(Layer, Strategy):
 
     async def _referee(self, race: _Race, start: Callable[[], None]) -> None:
         """Return when the race is over; start attempts meanwhile."""
-        delay = self.delay if self.attempts > 1 else None
+        delay = self.delay if self._attempts > 1 else None
         due = math.inf if delay is None else self._clock.now() + delay
         while not race.decided:
             failed = race.wrong > race.replaced
@@ -294,15 +309,15 @@ class Hedge(Layer, Strategy):
                         with self._clock.scope(left):
                             await race.changed.wait()
                     continue
-            if race.started == self.attempts:
+            if race.started == self._attempts:
                 continue
-            if self.budget is not None and not self.budget.withdraw():
+            if self._budget is not None and not self._budget.withdraw():
                 due = due if failed else math.inf
                 continue
             start()
             if events.sinks:
                 events.emit(HedgeStarted(self.name, race.started, 0.0 if failed or delay is None else delay))
-            last = delay is None or race.started == self.attempts
+            last = delay is None or race.started == self._attempts
             due = math.inf if last else self._clock.now() + (delay or 0.0)
 
     async def _attempt(self, race: _Race, number: int, proceed: Callable[[], Awaitable[Any]]) -> None:
@@ -323,7 +338,7 @@ class Hedge(Layer, Strategy):
         self._learn(race, number, began, answered=answered)
 
     def _learn(self, race: _Race, number: int, began: float, *, answered: bool | None = None) -> None:
-        if number == 1 and self.percentile is not None and (race.winner > 0 if answered is None else answered):
+        if number == 1 and self._percentile is not None and (race.winner > 0 if answered is None else answered):
             with self._lock:
                 self._latencies.add(self._clock.now() - began)
 

@@ -10,7 +10,7 @@ import time
 import anyio
 import pytest
 
-from guardrails import admit, breaker, cache, fallback, keyed, limiter, retry, timeout
+from guardrails import admit, breaker, cache, fallback, guard, hedge, keyed, limiter, retry, timeout
 from guardrails.core.guard import Call, Gate, Guard, Strategy
 from guardrails.core.outcome import SUCCESS, Outcome
 from guardrails.errors import QueueFull, TimedOut, WaitTimeout
@@ -496,6 +496,9 @@ async def test_the_limits_of_connections():
 # Everything else is read-only
 
 GUARDS = {
+    "breaker": breaker,
+    "hedge": lambda: hedge(1),
+    "pipeline": lambda: guard(retry()),
     "limiter": lambda: limiter(requests=1),
     "bulkhead": lambda: bulkhead(1),
     "admit": lambda: admits(1),
@@ -507,9 +510,9 @@ GUARDS = {
     "inject": lambda: inject(error=ValueError),
     "connections": lambda: connections(per_key=1),
 }
-#: The name, which errors and events show at once; what a pipeline reads of a guard when it is put around a function,
-#: which is the contract between the two and no setting; and what reservations use of a limiter.
-CONTRACT = {"name", "costs", "lock", "now"} | {
+#: The name, which errors and events show at once; and what a pipeline reads of a guard when it is put around a
+#: function, which is the contract between the two and no setting.
+CONTRACT = {"name"} | {
     each for base in (Guard, Gate, Strategy) for each, value in vars(base).items() if not isinstance(value, property)
 }
 
@@ -529,6 +532,7 @@ def test_no_attribute_can_be_set_without_effect(name):
         with pytest.raises(AttributeError):
             setattr(built, each, 7)
     assert settable == {
+        "breaker": {"fail_max", "reset_timeout", "state", "success_threshold"},
         "limiter": {"burst", "drain_on_throttle", "max_wait", "per", "queue", "requests", "tiers", "tokens"},
         "bulkhead": {"max_concurrent", "max_wait", "queue"},
         "admit": {"concurrency", "max_wait", "memory", "queue"},

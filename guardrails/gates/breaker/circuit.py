@@ -78,9 +78,9 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
         from guardrails.gates.breaker.refusal import CircuitOpen  # noqa: PLC0415 - see that module
 
         self.name = name
-        self.probes = probes
-        self.probe_lease = probe_lease
-        self.half_open_max = half_open_max
+        self._probes = probes
+        self._probe_lease = probe_lease
+        self._half_open_max = half_open_max
         self._success_threshold = success_threshold
         self._rule = rule
         self._open_for = open_for
@@ -115,10 +115,25 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
             self._adopt(clock.now())
         self._doors()
 
+    @property
+    def probes(self) -> int:
+        """Calls let through while half-open."""
+        return self._probes
+
+    @property
+    def probe_lease(self) -> float:
+        """Seconds after which a probe that has not ended gives its place back."""
+        return self._probe_lease
+
+    @property
+    def half_open_max(self) -> float | None:
+        """Seconds after which a half-open circuit opens again; None for no limit."""
+        return self._half_open_max
+
     def describe(self) -> str:
         """One line for `Pipeline.describe`."""
         rule, time = self._rule.describe(), self._open_for.describe()
-        return f"breaker {self.name!r}: {rule}, for {time}, then {self.probes} probe(s)"
+        return f"breaker {self.name!r}: {rule}, for {time}, then {self._probes} probe(s)"
 
     def __repr__(self) -> str:
         return f"<breaker {self.name!r} {self._state}>"
@@ -207,8 +222,8 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
             if self._shared is not None:
                 self._shared.look(now)
                 changes += self._adopt(now)
-            if self._state == "half-open" and self.half_open_max is not None:
-                ended = self._since + self.half_open_max
+            if self._state == "half-open" and self._half_open_max is not None:
+                ended = self._since + self._half_open_max
                 if ended <= now:
                     changes.append((self._move("open", since=ended, seconds=self._seconds), "open"))
             ticket = self._current
@@ -224,10 +239,10 @@ class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
                 for probe in tuple(self._probing):
                     if probe.lease_ends <= now:
                         self._probing.discard(probe)
-                if len(self._probing) + self._probe_successes >= self.probes:
+                if len(self._probing) + self._probe_successes >= self._probes:
                     refused = ("half_open", min((probe.lease_ends for probe in self._probing), default=now) - now)
                 else:
-                    ticket = _Ticket(self._generation, now + self.probe_lease, now)
+                    ticket = _Ticket(self._generation, now + self._probe_lease, now)
                     self._probing.add(ticket)
             elif alone or self._slow_after is not None:
                 ticket = _Ticket(self._generation, 0.0, now)

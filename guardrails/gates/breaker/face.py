@@ -73,7 +73,7 @@ class CircuitFace:
     """The part of `Breaker` that callers look at and turn by hand. `Breaker` has what it builds on."""
 
     name: str
-    probes: int
+    _probes: int
     _lock: Any
     _clock: Clock
     _state: State
@@ -182,7 +182,7 @@ class CircuitFace:
     @success_threshold.setter
     def success_threshold(self, threshold: int) -> None:
         self._success_threshold = whole("success_threshold", threshold)
-        self.probes = max(self.probes, threshold)
+        self._probes = max(self._probes, threshold)
 
     def snapshot(self) -> BreakerSnapshot:
         """Everything at one moment."""

@@ -102,7 +102,7 @@ class LimiterFace(Turnstile):
     @queue.setter
     def queue(self, value: int) -> None:
         value = validate.whole("queue", value)
-        with self.lock:
+        with self._lock:
             self._lanes.queue = value
 
     @property
@@ -135,18 +135,18 @@ class LimiterFace(Turnstile):
     def _adjust(self, argument: str, value: Any) -> None:
         if argument not in ("tiers", "per"):
             self._untiered(argument)
-        with self.lock:
+        with self._lock:
             limits = replace(self._limits, **{argument: value})
             dimensions, tiers = limits.rates()
-            if dimensions != self.costs.dimensions:
-                msg = f"{self.name} limits {' and '.join(self.costs.dimensions)}, and {argument} cannot change that"
+            if dimensions != self._costs.dimensions:
+                msg = f"{self.name} limits {' and '.join(self._costs.dimensions)}, and {argument} cannot change that"
                 raise ValueError(msg)
             if tiers.keys() != self._tiers.keys():
                 msg = f"{self.name}: tiers must be {', '.join(map(repr, self._tiers))}, as before"
                 raise ValueError(msg)
-            self.costs.check(tiers)
+            self._costs.check(tiers)
             self._limits, self._tiers = limits, tiers
-            now = self.now()
+            now = self._now()
             woken = [waiter for lane in self._lanes for waiter in lane.set_rates(tiers[lane.tier], now)]
         wake(woken)
 
@@ -155,7 +155,7 @@ class LimiterFace(Turnstile):
     @property
     def waiting(self) -> int:
         """Calls that wait, whatever their key."""
-        with self.lock:
+        with self._lock:
             return sum(map(len, self._lanes))
 
     @property
@@ -166,7 +166,7 @@ class LimiterFace(Turnstile):
     @property
     def max_rate(self) -> float:
         """What the bucket holds, in aiolimiter's word. For several dimensions or tiers there is no one number."""
-        if self._tiered or len(self.costs.dimensions) > 1:
+        if self._tiered or len(self._costs.dimensions) > 1:
             msg = f"{self.name} has several rates"
             raise AttributeError(msg)
         return self._tiers[None].capacities[0]
@@ -179,27 +179,27 @@ class LimiterFace(Turnstile):
     def available(self, *, key: Hashable = NOT_GIVEN, tier: Hashable = NOT_GIVEN) -> dict[str, float]:
         """What is in the buckets, by dimension; below 0 when drained, or when more was used than was there."""
         ident = self._ident(key, tier)
-        with self.lock:
-            now = self.now()
+        with self._lock:
+            now = self._now()
             lane = self._lanes.peek(ident, self._tiers[ident[0]], now)
             levels = [bucket.level(now) for bucket in lane.buckets]
-        return dict(zip(self.costs.dimensions, levels, strict=True))
+        return dict(zip(self._costs.dimensions, levels, strict=True))
 
     def share(self, *, key: Hashable = NOT_GIVEN, tier: Hashable = NOT_GIVEN) -> float:
         """The share of the configured rate that holds now: 1.0 unless `adaptive` has lowered it."""
         ident = self._ident(key, tier)
-        with self.lock:
-            share = self._lanes.peek(ident, self._tiers[ident[0]], self.now()).share
+        with self._lock:
+            share = self._lanes.peek(ident, self._tiers[ident[0]], self._now()).share
         return 1.0 if share is None else share.value
 
     def has_capacity(
         self, amount: float | None = None, *, key: Hashable = NOT_GIVEN, tier: Hashable = NOT_GIVEN
     ) -> bool:
         """Whether `acquire` would let this amount in at once."""
-        amounts = self.costs.of(amount, None, None)
+        amounts = self._costs.of(amount, None, None)
         ident = self._ident(key, tier)
-        with self.lock:
-            now = self.now()
+        with self._lock:
+            now = self._now()
             lane = self._lanes.peek(ident, self._tiers[ident[0]], now)
             fits = all(bucket.fits(part, now) for bucket, part in zip(lane.buckets, amounts, strict=True))
             return lane.first is None and fits
@@ -228,7 +228,7 @@ class LimiterFace(Turnstile):
 
     def _rates_text(self, rates: Rates) -> str:
         texts = []
-        for dimension, rate, burst in zip(self.costs.dimensions, rates.rates, rates.capacities, strict=True):
+        for dimension, rate, burst in zip(self._costs.dimensions, rates.rates, rates.capacities, strict=True):
             amount = amount_text(round(rate * self.per, 6))
             texts.append(f"{amount} {dimension}" + ("" if amount == amount_text(burst) else f" (burst {burst:g})"))
         return " and ".join(texts)
@@ -257,7 +257,7 @@ class LimiterFace(Turnstile):
         Raises:
             RateLimited: see there. TypeError, ValueError: an argument is wrong.
         """
-        amounts, ident = self.costs.of(amount, requests, tokens), self._ident(key, tier)
+        amounts, ident = self._costs.of(amount, requests, tokens), self._ident(key, tier)
         reservation = self._try(amounts, ident)
         return await self._wait(amounts, ident) if reservation is None else reservation
 
@@ -271,7 +271,7 @@ class LimiterFace(Turnstile):
         tier: Hashable = NOT_GIVEN,
     ) -> Reservation:
         """`acquire` for threads."""
-        amounts, ident = self.costs.of(amount, requests, tokens), self._ident(key, tier)
+        amounts, ident = self._costs.of(amount, requests, tokens), self._ident(key, tier)
         reservation = self._try(amounts, ident)
         return self._wait_blocking(amounts, ident) if reservation is None else reservation
 
@@ -285,7 +285,7 @@ class LimiterFace(Turnstile):
         tier: Hashable = NOT_GIVEN,
     ) -> Reservation | None:
         """Take an amount if that can be done at once, else None."""
-        return self._try(self.costs.of(amount, requests, tokens), self._ident(key, tier))
+        return self._try(self._costs.of(amount, requests, tokens), self._ident(key, tier))
 
     def drain(self, retry_after: float, *, key: Hashable = NOT_GIVEN, tier: Hashable = NOT_GIVEN) -> None:
         """Empty the bucket for `retry_after` seconds: nobody is let in until then, and it fills from empty.
@@ -308,8 +308,8 @@ class LimiterFace(Turnstile):
     def _on_lanes(self, action: Callable[[Lane, float], Iterable[Any]], key: Hashable, tier: Hashable) -> None:
         everyone = key is NOT_GIVEN and tier is NOT_GIVEN
         ident = ALONE if everyone else self._ident(key, tier)
-        with self.lock:
-            now = self.now()
+        with self._lock:
+            now = self._now()
             lanes = self._lanes if everyone else (self._lanes.of(ident, self._tiers[ident[0]], now),)
             woken = [waiter for lane in lanes for waiter in action(lane, now)]
         wake(woken)

@@ -90,14 +90,14 @@ class Limiter(LimiterFace, Layer, Gate):
         """
         bucket = self._bucket
         if bucket is None:
-            reservation = self._try(self.costs.of_call(call), self._ident_of(call))
+            reservation = self._try(self._costs.of_call(call), self._ident_of(call))
             if reservation is None or not self.contextual or call.stream:
                 return reservation
             return opened(reservation)
-        clock = self.now  # read first and called then: as a method call it would take twice as long
+        clock = self._now  # read first and called then: as a method call it would take twice as long
         now = clock()
         # One step for other threads, since nothing is called from here to the last assignment: see `exclusive`.
-        if self.lock.held or self._lane.first is not None:  # type: ignore[union-attr]
+        if self._lock.held or self._lane.first is not None:  # type: ignore[union-attr]
             return None
         virtual = bucket.anchor + (now - bucket.since) * bucket.rate
         full = bucket.full
@@ -118,12 +118,12 @@ class Limiter(LimiterFace, Layer, Gate):
         Raises:
             RateLimited: see there.
         """
-        reservation = await self._wait(self.costs.of_call(call), self._ident_of(call))
+        reservation = await self._wait(self._costs.of_call(call), self._ident_of(call))
         return opened(reservation) if self.contextual and not call.stream else reservation
 
     def enter_blocking(self, call: Call) -> Reservation:
         """`enter` for sync code: blocks the thread. On an event loop's thread it refuses rather than stop the loop."""
-        reservation = self._wait_blocking(self.costs.of_call(call), self._ident_of(call))
+        reservation = self._wait_blocking(self._costs.of_call(call), self._ident_of(call))
         return opened(reservation) if self.contextual and not call.stream else reservation
 
     def resume(self, ticket: Reservation) -> None:
@@ -161,8 +161,8 @@ class Limiter(LimiterFace, Layer, Gate):
             wait = min(wait, self._lanes.longest)
         old = new = 1.0
         woken: list[Any] = []
-        with self.lock:
-            now = self.now()
+        with self._lock:
+            now = self._now()
             share = lane.share
             if share is not None:
                 old = share.value
@@ -186,9 +186,9 @@ class Limiter(LimiterFace, Layer, Gate):
             return
         _, virtual, full, mark = ticket
         part: Part = (self._amount, virtual + self._amount, full, mark)
-        with self.lock:
+        with self._lock:
             assert self._lane is not None  # noqa: S101 - the quick way in is for a limiter with one lane
-            woken = self._lane.give_back(([part],), (self._amount,), self.now())
+            woken = self._lane.give_back(([part],), (self._amount,), self._now())
         wake(woken)
 
     def _ident_of(self, call: Call) -> Ident:

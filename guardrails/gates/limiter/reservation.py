@@ -15,8 +15,11 @@ from guardrails.gates.limiter.settings import Costs
 class Owner(Protocol):
     """What a reservation needs of its limiter."""
 
-    lock: Any
-    costs: Costs
+    @property
+    def lock(self) -> Any: ...
+
+    @property
+    def costs(self) -> Costs: ...
 
     @property
     def now(self) -> Callable[[], float]: ...

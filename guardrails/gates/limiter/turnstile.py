@@ -6,7 +6,7 @@ Threads: the lock guards the lanes; it is never held across an await, a wake-up,
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from guardrails.core import events
@@ -30,9 +30,6 @@ class Turnstile:
 
     Attributes:
         name: how it calls itself.
-        costs: what calls take.
-        lock: guards the lanes.
-        now: the clock's.
     """
 
     def __init__(
@@ -52,19 +49,36 @@ class Turnstile:
         self.name = name
         self._max_wait = max_wait
         self._tiers = tiers
-        self.costs = costs
+        self._costs = costs
         self._clock = clock
-        self.now = clock.now
-        self.lock = Exclusive()
+        self._now = clock.now
+        self._lock = Exclusive()
         self._lanes = Lanes(queue, adaptive, max_keys, longest=max_retry_after)
         #: The only lane, if there is but one.
-        self._lane = None if keyed or None not in tiers else self._lanes.of(ALONE, tiers[None], self.now())
+        self._lane = None if keyed or None not in tiers else self._lanes.of(ALONE, tiers[None], self._now())
+
+    # For its reservations
+
+    @property
+    def lock(self) -> Exclusive:
+        """Guards the lanes."""
+        return self._lock
+
+    @property
+    def costs(self) -> Costs:
+        """What calls take."""
+        return self._costs
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """The clock's."""
+        return self._now
 
     def _try(self, amounts: Amounts, ident: Ident) -> Reservation | None:
-        now = self.now()
+        now = self._now()
         woken: Iterable[Any] = ()
         parts = None
-        with self.lock:
+        with self._lock:
             lane = self._lane
             if lane is None:
                 lane = self._lanes.of(ident, self._tiers[ident[0]], now)
@@ -85,7 +99,7 @@ class Turnstile:
         return None
 
     async def _wait(self, amounts: Amounts, ident: Ident) -> Reservation:
-        started = self.now()
+        started = self._now()
         pending = Pending(amounts, started, self._patience())
         pending.waiter = turn = TaskTurn(pending)
         lane = self._join(pending, ident)
@@ -102,7 +116,7 @@ class Turnstile:
         return self._arrive(lane, pending, started)
 
     def _wait_blocking(self, amounts: Amounts, ident: Ident) -> Reservation:
-        started = self.now()
+        started = self._now()
         pending = Pending(amounts, started, self._patience())
         pending.waiter = turn = ThreadTurn(pending)
         lane = self._join(pending, ident, may_wait=not on_event_loop())
@@ -120,8 +134,8 @@ class Turnstile:
 
     def _join(self, pending: Pending, ident: Ident, *, may_wait: bool = True) -> Lane:
         refusal = None
-        with self.lock:
-            now = self.now()
+        with self._lock:
+            now = self._now()
             lane = self._lanes.of(ident, self._tiers[ident[0]], now) if self._lane is None else self._lane
             woken = () if lane.first is None else lane.advance(now)
             if lane.first is None:
@@ -155,17 +169,17 @@ class Turnstile:
 
     def _too_large(self, lane: Lane, amounts: Amounts, place: int) -> RateLimited:
         asked, most = amount_text(amounts[place]), amount_text(lane.buckets[place].capacity)
-        detail = f"{asked} {self.costs.dimensions[place]} asked for, and {most} is all that there can ever be at once"
+        detail = f"{asked} {self._costs.dimensions[place]} asked for, and {most} is all that there can ever be at once"
         return RateLimited(self.name, reason="amount_too_large", detail=f"{detail}; raise burst, or ask for less")
 
     def _turn(self, lane: Lane, pending: Pending) -> float | None:
         # None: the wait is over. Else sleep for so long, or until woken if that is infinite.
         woken: Iterable[Any] = ()
         delay: float | None = None
-        with self.lock:
+        with self._lock:
             if pending.parts is None and pending.retry_after is None:
                 pending.waiter.rearm()
-                now = self.now()
+                now = self._now()
                 if lane.due(pending, now):
                     woken = lane.advance(now)
                 if pending.parts is None:
@@ -193,8 +207,8 @@ class Turnstile:
         return Reservation(self, lane, pending.amounts, pending.parts or [], pending.taken, waited)
 
     def _abandon(self, lane: Lane, pending: Pending) -> None:
-        with self.lock:
-            now = self.now()
+        with self._lock:
+            now = self._now()
             if pending.parts is not None:
                 woken = lane.give_back([[part] for part in pending.parts], pending.amounts, now)
             else:
