@@ -256,7 +256,7 @@ class Dispatcher:
         if not ran and not request.begun:
             return None
         how = exit.describe()
-        if request.strikes >= _MAX_STRIKES or request.deaths >= _MAX_DEATHS:
+        if (request.strikes >= _MAX_STRIKES and request.proven) or request.deaths >= _MAX_DEATHS:
             msg = f"{self.name}: {request.deaths} workers died while they ran this request; the last {how}"
             return PoisonedRequest(msg, exit=how, stderr=exit.stderr)
         if not request.redeliver:

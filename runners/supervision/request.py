@@ -22,7 +22,8 @@ class Request:
         deadline: on the event loop's clock, or None.
         redeliver: whether it may be run again when a worker dies while it runs there.
         deaths: workers that died while they were running it.
-        strikes: those among them that may have died of it: not killed from outside, nor filled by other requests.
+        strikes: those among them that may have died of it: not killed from outside.
+        proven: whether the last of these cannot have been filled by other requests.
         suspect: whether a worker died while it ran this, so that it runs by itself from then on.
         future: resolves once, with the answer or an error.
         accepted: when it came, on the loop's clock.
@@ -53,6 +54,7 @@ class Request:
         "id",
         "on_expire",
         "payload",
+        "proven",
         "redeliver",
         "slot",
         "strikes",
@@ -77,6 +79,7 @@ class Request:
         self.redeliver = redeliver
         self.deaths = 0
         self.strikes = 0
+        self.proven = False
         self.suspect = False
         self.given_unfilled = False
         self.future = future
@@ -107,7 +110,7 @@ class Request:
 
     def outlived(self, exit: Exit, *, by_itself: bool) -> None:  # noqa: A002
         """The worker that ran it has died; `by_itself` says that no other had filled it. Ends that we cause on purpose
-        say nothing about a request; that memory ran out says so only of one that had the worker to itself.
+        say nothing about a request; that memory ran out proves nothing unless it had the worker to itself.
         """
         if exit.planned:
             return
@@ -115,7 +118,8 @@ class Request:
         if exit.from_outside:
             return
         self.suspect = True
-        self.strikes += by_itself or not exit.for_memory
+        self.strikes += 1
+        self.proven = by_itself or not exit.for_memory
 
     def item(self, body: msgspec.Raw, payload: Incoming) -> bool:  # noqa: ARG002 - for those that can
         """An item of its answer has come. False if it may not have been sent."""

@@ -52,7 +52,8 @@ def cannot_start(spec: WorkerSpec, python: str, error: Exception) -> SystemLimit
     return WorkerNotFound(f"{spec.name}: the worker program {python!r} cannot be run: {error}")
 
 
-def shortage(spec: WorkerSpec, error: OSError) -> SystemLimitReached:
+def shortage(spec: WorkerSpec, error: Exception) -> SystemLimitReached:
     """The error for a worker that the system refused something while it was coming up."""
-    why = _SHORTAGES.get(error.errno or 0, "the system refused something that it needs")
+    number = error.errno if isinstance(error, OSError) else None
+    why = _SHORTAGES.get(number or 0, "the system refused something that it needs")
     return SystemLimitReached(f"{spec.name}: a worker cannot be started: {why} ({error})")

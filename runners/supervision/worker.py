@@ -146,7 +146,8 @@ class Worker:
                 await self.end("start_failed")
             if isinstance(error, ProcessLookupError) and self.exit is not None:  # it had ended: the reading found none
                 raise self._start_failure(self.exit) from None
-            if isinstance(error, OSError) and not isinstance(error, StartFailed):
+            # RuntimeError: no thread is left to read in.
+            if isinstance(error, (OSError, RuntimeError)) and not isinstance(error, StartFailed):
                 raise shortage(self.spec, error) from error
             raise
         self.state = "ready"

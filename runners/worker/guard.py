@@ -36,7 +36,13 @@ def guard(variable: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     worker = os.getpid()
     reading, writing = os.pipe()
-    between = os.fork()
+    try:
+        between = os.fork()
+    except OSError as error:  # the worker is of use without it
+        _close(reading)
+        _close(writing)
+        os.write(2, f"<4>what this worker starts may outlive it: no process is left to guard it ({error})\n".encode())
+        return
     if between:
         os.close(reading)
         os.waitpid(between, 0)

@@ -14,6 +14,7 @@ from runners.errors import PoisonedRequest, RunnerCrashed
 from runners.supervision import worker
 from runners.supervision.events import WorkerExited, WorkerReplaced
 from runners.supervision.exit import Exit
+from runners.supervision.request import Request
 from runners.supervision.restart import RestartPolicy
 
 pytestmark = pytest.mark.anyio
@@ -118,8 +119,8 @@ async def test_what_fills_fresh_workers_by_itself_is_poison():
         await act("echo", 1)
         with capture_events(WorkerExited) as seen, pytest.raises(PoisonedRequest):
             await act("leak", 200 * MIB, 10)
-        # The first one had answered others; then two that it had to itself.
-        assert [event.reason for event in seen] == ["hard_budget"] * 3
+        # The first one had answered others; the second one it had to itself.
+        assert [event.reason for event in seen] == ["hard_budget"] * 2
 
 
 async def test_a_suspect_does_not_wait_for_a_fresh_worker_that_does_not_come(tmp_path, until):
@@ -134,6 +135,23 @@ async def test_a_suspect_does_not_wait_for_a_fresh_worker_that_does_not_come(tmp
         await until(lambda: len(mark.read_text().splitlines()) == 2)
         go.touch()
         assert await held in pids(act)
+
+
+def test_what_proves_that_a_request_is_the_cause():
+    loop = asyncio.new_event_loop()
+    request = Request(1, b"", b"", deadline=None, redeliver=True, future=loop.create_future())
+    loop.close()
+    full, crash = Exit(-9, "hard_budget", ""), Exit(-11, None, "")
+    for exit, by_itself, proven in (  # noqa: A001 - the word for it
+        (full, False, False),
+        (full, False, False),
+        (full, True, True),
+        (Exit(-9, None, "", oom=True), False, False),
+        (crash, False, True),
+    ):
+        request.outlived(exit, by_itself=by_itself)
+        assert request.proven == proven
+    assert (request.deaths, request.strikes, request.suspect) == (5, 5, True)
 
 
 @pytest.mark.parametrize("reason", ["drained", "drain_timeout", "stopped"])
