@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
+from guardrails.core.errors import TimedOut
 
 
 class Limit(Protocol):
@@ -28,6 +30,12 @@ class Limit(Protocol):
 
     until: float | None
     parent: Limit | None
+    seconds: float
+
+    @property
+    def owner(self) -> Any:
+        """The guard that set it, None if it was none."""
+        ...
 
     @property
     def clock(self) -> Clock: ...
@@ -53,6 +61,21 @@ def innermost(own: Limit | None = None) -> Limit | None:
             return None  # two streams that read each other: a limit must never come to stand inside itself
         above = above.parent
     return limit
+
+
+def overrun(owners: Sequence[Any], began: float) -> TimedOut | None:
+    """What the innermost deadline here that one of `owners` set raises, if its time has come, and if at least half of
+    that went to the call that began at `began`, a time of its clock; else None.
+    """
+    limit = current.get()
+    while limit is not None:
+        if limit.until is not None and limit.owner is not None and limit.owner in owners:
+            seconds, now = limit.seconds, limit.clock.now()
+            if now < limit.until or now - began < seconds / 2:
+                return None
+            return TimedOut(limit.owner.name, limit="total", seconds=seconds)
+        limit = limit.parent
+    return None
 
 
 def tidy() -> None:
@@ -108,6 +131,7 @@ class deadline_in:  # noqa: N801 - a block is opened with it, and it reads as a 
     """
 
     enforced = False
+    owner = None
 
     def __init__(self, seconds: float, *, clock: Clock = SYSTEM_CLOCK) -> None:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):

@@ -18,10 +18,10 @@ from dataclasses import replace
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
-from guardrails.core import events
+from guardrails.core import deadline, events
 from guardrails.core.guard import DrivenCall, Gate, Guard, Strategy, Ticket
 from guardrails.core.observed import ObservedCall
-from guardrails.core.outcome import SUCCESS, Outcome, classify_result
+from guardrails.core.outcome import SUCCESS, Outcome, classify_result, is_cancellation
 from guardrails.core.unrolled import compile_guarded
 
 _log = logging.getLogger("guardrails")
@@ -103,6 +103,24 @@ def not_reached(exc: BaseException) -> Outcome:
     return Outcome("ignored", exc)
 
 
+def late_verdict(verdict: Verdict, deadlines: Sequence[Gate]) -> tuple[Sequence[Gate], Callable[[float], Verdict]]:
+    """`deadlines`, and the verdict on a call that began at a time, inside `deadlines` of its own pipeline.
+
+    A call that one of these cuts off ends, for the gates further in, with a cancellation. It is the `TimedOut` that the
+    deadline raises if the call had at least half of the deadline's time: less may have been left by attempts before it
+    or by our own queues, and says nothing of what was called. A cancellation from elsewhere stays one.
+    """
+
+    def begun(began: float) -> Verdict:
+        def judged(exc: BaseException) -> Outcome:
+            late = deadline.overrun(deadlines, began) if is_cancellation(exc) else None
+            return verdict(exc if late is None else late)
+
+        return judged
+
+    return deadlines, begun
+
+
 def leave(held: Held, exc: BaseException, verdict: Verdict) -> BaseException:
     """Settle all gates, innermost first, after the call ended with `exc`. Returns what it ended with in truth.
 
@@ -162,12 +180,14 @@ def gated(
     call_of: CallMaker | None = None,
     observed: Callable[..., Any] | None = None,
     own: Mapping[Gate, Callable[[Ticket, Any, Outcome], Outcome]] | None = None,
+    late: tuple[Sequence[Gate], Callable[[float], Verdict]] | None = None,
 ) -> Callable[..., Any]:
     """`fn`, a plain function or one that gives an awaitable, behind `gates` (outermost first).
 
-    With `strategy`, one that recovers, directly around them; `call_of` then makes its view of a call. With `observed`,
-    that is called in place of all this while there are listeners of events. `own` has the verdicts on results of gates
-    that are not judged as the pipeline is. A plain function's waiting blocks the thread.
+    With `strategy`, one that recovers, directly around them; `call_of` then makes its view of a call. With
+    `observed`, that is called in place of all this while there are listeners of events. `own` has the verdicts on
+    results of gates that are not judged as the pipeline is, `late` is `late_verdict` where there are deadlines
+    further out. A plain function's waiting blocks the thread.
     """
     tools = {
         "verdict": verdict,
@@ -181,6 +201,9 @@ def gated(
         "LAZY": _LAZY,
         "refuse_lazy": _refuse_lazy,
         "EVENTS": events,
+        "deadlines": () if late is None else late[0],
+        "now": None if late is None else late[0][0].now,
+        "late": None if late is None else late[1],
     }
     plain = result_verdict is classify_result
     return compile_guarded(

@@ -93,6 +93,8 @@ class Gate(Guard):
     #: True when the gate can interrupt a running call. Such a gate has `arm` and `disarm`, and works on async code
     #: only: nothing can interrupt a sync function from outside.
     interrupts = False
+    #: The time that its deadlines are times of (`interrupts` only).
+    now: Callable[[], float]
     #: False when the gate's `settle` does nothing after a success that `disarm` did not do.
     settles = True
 

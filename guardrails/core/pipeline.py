@@ -226,6 +226,7 @@ class Pipeline(Layer):
         observed = None
         if kind in ("coroutine", "function"):
             is_async = kind == "coroutine"
+            deadlines = self._deadlines(gates)
             if whole is not None and name is not None:
                 observed = drive.observed(whole, name, *verdicts, is_async=is_async)
             inside = strategy if strategy is not None and strategy.recovers else None
@@ -239,6 +240,7 @@ class Pipeline(Layer):
                     strategy=inside,
                     call_of=call_of,
                     observed=observed if outside is None else None,
+                    late=drive.late_verdict(self._classify, deadlines) if deadlines else None,
                     own={gate: drive.own_verdict(gate, self._classify_result) for gate in gates if self._apart(gate)},
                 )
             return fn if outside is None else driven.driven(fn, outside, kind, call_of, observed)
@@ -250,6 +252,12 @@ class Pipeline(Layer):
         if whole is not None and name is not None:
             observed = streams.gated_stream(whole, (), self._classify, name)
         return driven.driven(fn, strategy, kind, call_of, observed)
+
+    def _deadlines(self, gates: list[Gate]) -> list[Gate]:
+        # Those that may cut off a call inside one of `gates`.
+        found = [layer for layer in self.layers if isinstance(layer, Gate) and layer.interrupts]
+        first = next((place for place, layer in enumerate(self.layers) if layer in gates and layer not in found), None)
+        return [] if first is None else [gate for gate in found if gate in self.layers[:first]]
 
     def _apart(self, gate: Gate) -> bool:
         # Whether it is not judged as the pipeline is.

@@ -17,6 +17,8 @@ each variant. What it says for two gates, the second of which interrupts, inside
             stage = 1
             ticket_1 = ...
             stage = 2
+            began = now()                            # inside a deadline only: see `drive.late_verdict`. If the deadline
+                                                     # is one of the gates, after a wait: else it began with that
             result = await fn(*args, **kwargs)
             outcome = SUCCESS if type(result) in VALUES else judge_result(result_verdict, result)
             own_1 = own_verdict_1(ticket_1, result, outcome)    # only of a gate that is judged apart
@@ -121,6 +123,8 @@ def compile_guarded(
         tallies=strategy is not None and strategy.tally is not None,
         announces=observed is not None,
         plain=plain,
+        timed=tools.get("late") is not None,
+        within=all(gate in gates for gate in tools.get("deadlines", ())),
     )
     return fitted(code, fn, shape, names)
 
@@ -136,6 +140,8 @@ def _code(
     tallies: bool,
     announces: bool,
     plain: bool,
+    timed: bool,
+    within: bool,
 ) -> CodeType:
     wait = "await " if is_async else ""
     count = len(kinds)
@@ -145,14 +151,18 @@ def _code(
         lines += ["    if EVENTS.sinks:", f"        return {wait}observed({arguments})"]
     if tallies:
         lines.append("    tally()")
-    lines += ["    call = Call(args, kwargs)" if reads_call else "    call = UNREAD", "    stage = 0", "    try:"]
+    lines += ["    call = Call(args, kwargs)" if reads_call else "    call = UNREAD", "    stage = 0"]
+    lines += ["    began = 0.0", "    try:"] if timed and within else ["    try:"]
     for number in range(count):
         lines += [
             f"        ticket_{number} = try_enter_{number}(call)",
             f"        if ticket_{number} is None:",
             f"            ticket_{number} = {wait}enter_{number}(call)",
+            *(["            began = now()"] if timed and within else []),
             f"        stage = {number + 1}",
         ]
+    if timed and not within:
+        lines.append("        began = now()")
     lines.append(f"        result = {wait}fn({arguments})")
     if not is_async:
         lines += [
@@ -167,7 +177,7 @@ def _code(
         f"        own_{number} = own_verdict_{number}(ticket_{number}, result, outcome)"
         for number, (_, _, judges) in enumerate(kinds) if judges
     ]  # fmt: skip
-    lines += ["    except BaseException as exc:", *_failed(count, recovers=recovers), "    else:"]
+    lines += ["    except BaseException as exc:", *_failed(count, recovers=recovers, timed=timed), "    else:"]
     if not count:
         lines.append("        pass")
     for number in reversed(range(count)):
@@ -201,13 +211,14 @@ def _held(count: int) -> str:
     return ", ".join(f"(gate_{number}, ticket_{number})" for number in range(count))
 
 
-def _failed(count: int, *, recovers: bool) -> list[str]:
+def _failed(count: int, *, recovers: bool, timed: bool) -> list[str]:
     lines = []
     if not recovers:
         lines += ["        if stage == 0:", "            raise"]
     for stage in range(count + 1):
         lines.append(f"        {'el' if stage else ''}if stage == {stage}: held = [{_held(stage)}]")
-    lines.append(f"        truth = leave(held, exc, verdict if stage == {count} else not_reached)")
+    verdict = "late(began)" if timed else "verdict"
+    lines.append(f"        truth = leave(held, exc, {verdict} if stage == {count} else not_reached)")
     deep, names = "        ", "truth"
     if recovers:
         lines += ["        outcome = judged(truth)", "        result = None"]

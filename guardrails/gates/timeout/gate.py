@@ -50,6 +50,7 @@ class Timeout(Layer, Gate):
         self._idle = idle
         self._ambient = ambient
         self._clock = clock
+        self.now = _now if clock is SYSTEM_CLOCK else clock.now
         # The bucket of the last call: the next one mostly falls into the same 20 ms. Threads with a loop each may share
         # the guard, so a bucket knows its loop.
         self._bucket = _SPENT
@@ -119,6 +120,7 @@ class Timeout(Layer, Gate):
                     outer = outer.parent
                 if bucket is not _SPENT and (outer is None or outer.enforced):
                     ticket = Plain()
+                    ticket.owner = self
                     ticket.task = task
                     ticket.cancelling = task.cancelling()
                     ticket.bucket = bucket
@@ -132,6 +134,7 @@ class Timeout(Layer, Gate):
         if call.stream:
             return Stepped(self._clock, self._total)
         other = Scoped(self._clock)
+        other.owner = self
         total = self._total  # read once: another thread may change it
         if total is not None:
             self._arm(other, total, TOTAL, total)

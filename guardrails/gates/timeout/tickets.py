@@ -31,13 +31,14 @@ class Plain:
     stands under: that of its guard when it began.
     """
 
-    __slots__ = ("bucket", "cancelling", "parent", "seconds", "slot", "task", "until")
+    __slots__ = ("bucket", "cancelling", "owner", "parent", "seconds", "slot", "task", "until")
     enforced = True
     clock: Clock = SYSTEM_CLOCK
     scope: anyio.CancelScope | None = None
 
     bucket: Bucket | None
     cancelling: int
+    owner: Any
     parent: deadline.Limit | None
     seconds: float
     slot: int
@@ -66,7 +67,7 @@ class Scoped(Plain):
         self.limit = "total"
         self.seconds = 0.0
         self.scope: anyio.CancelScope | None = None
-        self.bucket = self.parent = self.task = self.until = None
+        self.owner = self.bucket = self.parent = self.task = self.until = None
 
 
 class Stepped(Scoped):
