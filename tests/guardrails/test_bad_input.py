@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from guardrails.core.fair_queue import FairQueue
 from guardrails.core.guard import Call
-from guardrails.core.outcome import IGNORED
+from guardrails.core.outcome import IGNORED, SUCCESS, Outcome
 from guardrails.core.sizes import parse_size
 from guardrails.core.waiting import FairRoom, Waiter
 from guardrails.errors import Rejected
 from guardrails.gates.admit import Learned, admit
+from guardrails.gates.breaker import breaker
 from guardrails.gates.bulkhead import bulkhead
 from guardrails.gates.connections import connections
 from guardrails.gates.limiter import limiter
+from guardrails.gates.timeout import timeout
 from guardrails.testing import FakeClock
 from tests.guardrails.conftest import FakeMemory
 
@@ -303,3 +305,24 @@ def test_a_refused_rank_is_no_outcome_of_the_dependency(clock):
         gate.enter_blocking(Call((None,), {}))
     gate.settle(held, IGNORED)
     assert (gate.in_flight, gate.waiting) == (0, 0)
+
+
+def test_a_time_too_large_for_a_float_is_refused_where_it_enters(clock):
+    for build in (
+        lambda: breaker(open_for=HUGE),
+        lambda: timeout(HUGE),
+        lambda: timeout(first=HUGE),
+        lambda: bulkhead(1, max_wait=HUGE),
+    ):
+        with pytest.raises(ValueError, match="must be a number that a float can hold"):
+            build()
+
+
+@pytest.mark.parametrize("bad", [*BAD_NUMBERS[:2], math.nan, HUGE, True, Raises], ids=shown)
+def test_a_bad_break_of_one_outcome_leaves_a_breaker_that_works(clock, bad):
+    circuit = breaker(fail_max=1, open_for=lambda outcome: out(bad), clock=clock)
+    circuit.settle(circuit.try_enter(Call((), {})), Outcome("failure", ValueError()))
+    assert (circuit.state, circuit.snapshot().retry_after) == ("open", 60)
+    clock.advance(60)
+    circuit.settle(circuit.try_enter(Call((), {})), SUCCESS)
+    assert circuit.state == "closed"

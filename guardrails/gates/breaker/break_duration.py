@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from guardrails.core import validate
 from guardrails.core.outcome import Outcome
 
 
@@ -30,6 +31,7 @@ def _check(argument: str, value: object, least: float = 0.0) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{argument} takes a number, not {type(value).__name__}"
         raise TypeError(msg)
+    validate.real(argument, value)  # a whole number may be too large for a float, and then for every sum with a time
     if not value > least:
         msg = f"{argument} takes a number above {least:g}, not {value!r}"
         raise ValueError(msg)
@@ -141,6 +143,7 @@ def break_duration(value: float | BreakDuration | Callable[[Outcome], float], ar
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{argument} takes a number of seconds, a BreakDuration or a function, not {type(value).__name__}"
         raise TypeError(msg)
+    validate.real(argument, value)
     if not value > 0:
         msg = f"{argument} takes a number of seconds above 0, not {value!r}"
         raise ValueError(msg)

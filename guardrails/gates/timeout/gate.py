@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from guardrails.core import deadline, events
+from guardrails.core import deadline, events, validate
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
 from guardrails.core.errors import TimedOut
 from guardrails.core.guard import Call, Gate, Position
@@ -329,6 +329,7 @@ def _check(total: object, first: object, idle: object) -> None:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
             msg = f"{argument} takes a number of seconds, not {type(seconds).__name__}; write @timeout(30)"
             raise TypeError(msg)
+        validate.real(argument, seconds)  # a whole number may be too large for a float
         if not 0 < seconds < float("inf"):
             msg = f"{argument} takes a number of seconds above 0, not {seconds!r}"
             raise ValueError(msg)
