@@ -18,9 +18,14 @@ _Frames = Iterator[tuple[bytes, bytes | memoryview]]
 
 
 class Outbox:
-    """The large messages to one worker, and what must not overtake them."""
+    """The large messages to one worker, and what must not overtake them.
+
+    Attributes:
+        written: slices that have been written so far.
+    """
 
     def __init__(self) -> None:
+        self.written = 0
         self._waiting: deque[tuple[Message, _Frames]] = deque()
         self._transport: asyncio.Transport | None = None
         self._full = False
@@ -102,6 +107,7 @@ class Outbox:
         self._next = next(frames, None)
         if self._next is None:
             self._waiting.popleft()
+        self.written += 1
         for part in frame:
             if part:
                 transport.write(part)

@@ -200,6 +200,11 @@ class WorkerProcess:
         if now:
             self._flush()
 
+    @property
+    def slices_sent(self) -> int:
+        """Slices of large messages that have been sent so far."""
+        return self._outbox.written
+
     def withdraw(self, number: int) -> bool:
         """Do not send the rest of a request; whether the worker does not have it, and never will."""
         return self._outbox.withdraw(number)

@@ -96,6 +96,7 @@ class Worker:
         self.load_error: ErrorInfo | None = None
         self.exit: Exit | None = None
         self._seen_progress = 0
+        self._seen_sent = 0
         self._on_answer = on_answer
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
@@ -240,10 +241,13 @@ class Worker:
         return board.progress() if board is not None else 0
 
     def note_progress(self, now: float) -> None:
-        """Look at the board for steps finished since the last look. One that can only wait for readers is no worse."""
-        board = self.process.board
-        if board is not None and board.progress() != self._seen_progress:
-            self._seen_progress = board.progress()
+        """Look at the status page for steps finished since the last look. One that can only wait for readers is no
+        worse, nor is one that reads what it is sent.
+        """
+        board, sent = self.process.board, self.process.slices_sent
+        if sent != self._seen_sent or (board is not None and board.progress() != self._seen_progress):
+            self._seen_progress = 0 if board is None else board.progress()
+            self._seen_sent = sent
             self.last_progress = now
         elif all(request.paused for request in self.in_flight.values()):
             self.last_progress = now

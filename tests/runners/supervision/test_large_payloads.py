@@ -14,8 +14,10 @@ import pytest
 from guardrails.core.errors import QueueFull
 from runners import FunctionRunner
 from runners.errors import RequestTimeout, RunnerCrashed, UnsendableValue
+from runners.spec import WorkerSpec
 from runners.supervision.request import Request
 from runners.supervision.waiting import WaitingRequests
+from runners.supervision.worker import Worker
 from tests.support import until
 
 pytestmark = pytest.mark.anyio
@@ -186,6 +188,18 @@ async def test_a_worker_that_sends_impossible_parts_is_ended(headers):
         with pytest.raises(RunnerCrashed, match="protocol"):
             await act("break_protocol", *headers)
         assert act.stats().restarts == {"protocol": 1}
+
+
+async def test_a_worker_that_reads_a_long_argument_gets_on():
+    """Else it would count as stuck, however fast it reads."""
+    worker = Worker(WorkerSpec(name="w", engine="function", options={}), on_answer=print, on_exit=print)
+    worker.in_flight[1] = Request(1, b"", b"", deadline=None, redeliver=False, future=None)
+    for now in (1.0, 2.0):
+        worker.process._outbox.written += 1
+        worker.note_progress(now)
+        assert worker.last_progress == now
+    worker.note_progress(3.0)
+    assert worker.last_progress == 2.0
 
 
 # What waits is bounded by bytes too
