@@ -64,6 +64,13 @@ async def test_the_same_call_is_made_once_while_it_is_fresh(clock, backend, kind
     assert counts(layer) == (2, 2, 0)
 
 
+async def test_it_is_fresh_until_exactly_its_time(clock, backend, kind):
+    work = backend.of(cache(ttl=10, clock=clock), kind)
+    await work()
+    clock.advance(10)
+    assert await work() == [2]
+
+
 async def test_other_arguments_and_other_functions_are_other_calls(clock, backend, kind):
     layer = cache(ttl=10, clock=clock)
     work, other = backend.of(layer, kind), backend.of(layer, kind)

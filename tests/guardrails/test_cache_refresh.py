@@ -165,6 +165,40 @@ async def test_those_who_come_when_the_entry_is_too_old_wait_for_it(work, gated,
     assert gated.made == 2
 
 
+async def test_the_window_ends_exactly_at_its_time(gated, clock, idle):
+    layer = cache(ttl=10, stale_while_revalidate=30, stale_if_error=60, clock=clock)  # the entry itself stays longer
+    work = layer(gated.work)
+    async with anyio.create_task_group() as group:
+        callers(group, work, 1)
+        await idle()
+        gated.answer(1, "old")
+        await idle()
+        clock.advance(40)
+        (caller,) = callers(group, work, 1)
+        await idle()
+        assert not caller.done
+        gated.answer(2, "new")
+    assert caller.result == "new"
+
+
+async def test_a_stale_answer_stands_in_until_exactly_its_time(clock, idle):
+    results = ["old", ValueError(), ValueError()]
+
+    @cache(ttl=10, stale_while_revalidate=5, stale_if_error=30, clock=clock)
+    async def work():
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    await work()
+    clock.advance(39.9)
+    assert await work() == "old"
+    clock.advance(0.1)
+    with pytest.raises(ValueError):
+        await work()
+
+
 async def test_what_is_forgotten_meanwhile_is_not_kept(layer, work, gated, idle):
     assert await work() == "old"
     await idle()

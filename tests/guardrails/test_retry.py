@@ -587,3 +587,18 @@ def test_an_outcome_of_ones_own_is_retried_as_the_pipeline_judges_it(jumping):
     with pytest.raises(ValueError):
         guard(retry(clock=jumping), classify=judge)(flaky.step)()
     assert flaky.calls == 1
+
+
+async def test_a_retry_that_the_deadline_refuses_costs_the_budget_nothing(clock):
+    budget = RetryBudget(0.1, min_per_second=0, reserve=1, clock=clock)
+    calls = []
+
+    @retry(attempts=3, wait=5, budget=budget, clock=clock)
+    async def work():
+        calls.append(1)
+        raise ValueError
+
+    with pytest.raises(ValueError), deadline_in(1, clock=clock):
+        await work()
+    assert len(calls) == 1
+    assert budget.balance >= 1
