@@ -181,6 +181,7 @@ def gated(
     observed: Callable[..., Any] | None = None,
     own: Mapping[Gate, Callable[[Ticket, Any, Outcome], Outcome]] | None = None,
     late: tuple[Sequence[Gate], Callable[[float], Verdict]] | None = None,
+    binder: Callable[..., object] | None = None,
 ) -> Callable[..., Any]:
     """`fn`, a plain function or one that gives an awaitable, behind `gates` (outermost first).
 
@@ -201,6 +202,7 @@ def gated(
         "LAZY": _LAZY,
         "refuse_lazy": _refuse_lazy,
         "EVENTS": events,
+        "bind": binder,
         "deadlines": () if late is None else late[0],
         "now": None if late is None else late[0][0].now,
         "late": None if late is None else late[1],

@@ -26,22 +26,26 @@ def check(strategy: Strategy, kind: str, name: str) -> None:
         raise TypeError(msg)
 
 
-def driven(
+def driven(  # noqa: PLR0917
     fn: Callable[..., Any],
     strategy: Strategy,
     kind: str,
     call_of: CallMaker,
     observed: Callable[..., Any] | None = None,
+    binder: Callable[..., object] | None = None,
 ) -> Callable[..., Any]:
     """`fn` behind `strategy`. One that recovers from calls is `drive.gated`'s, with the gates inside it, if any.
 
-    With `observed`, that is called in place of all this while somebody listens to events.
+    With `binder`, wrong arguments are refused first. With `observed`, that is called in place of all this while there
+    are listeners of events.
     """
     # For those alone that ever are: to ask costs as much as a gate.
     can_idle = type(strategy).idle is not Strategy.idle
     if kind == "stream":
 
         def stream(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+            if binder is not None:
+                binder(*args, **kwargs)
             if events.sinks and observed is not None:
                 return observed(*args, **kwargs)  # type: ignore[no-any-return]
             if can_idle and strategy.idle:
@@ -52,6 +56,8 @@ def driven(
     if kind == "coroutine":
 
         async def run(*args: Any, **kwargs: Any) -> Any:
+            if binder is not None:
+                binder(*args, **kwargs)
             if events.sinks and observed is not None:
                 return await observed(*args, **kwargs)
             if can_idle and strategy.idle:
@@ -61,6 +67,8 @@ def driven(
         return run
 
     def blocking(*args: Any, **kwargs: Any) -> Any:
+        if binder is not None:
+            binder(*args, **kwargs)
         if events.sinks and observed is not None:
             return observed(*args, **kwargs)
         if can_idle and strategy.idle:

@@ -27,6 +27,7 @@ from guardrails.core.guard import Gate, Guard, Strategy
 from guardrails.core.kinds import checked, is_async, kind_of, name_of
 from guardrails.core.order import check_order
 from guardrails.core.outcome import Outcome
+from guardrails.core.signature import binder_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -205,7 +206,9 @@ class Pipeline(Layer):
             inner, name = compiled, None if segments else self._own_name or name_of(fn)
             compiled = self._segment(inner, strategy, gates, kind, call_of)
             if name is not None:  # the outermost: built again, to be the one that looks whether anybody listens
-                compiled = self._segment(inner, strategy, gates, kind, call_of, name=name, whole=compiled)
+                compiled = self._segment(
+                    inner, strategy, gates, kind, call_of, name=name, whole=compiled, binder=binder_of(fn)
+                )
         return compiled
 
     def _segment(
@@ -218,6 +221,7 @@ class Pipeline(Layer):
         *,
         name: str | None = None,
         whole: Callable[..., Any] | None = None,
+        binder: Callable[..., object] | None = None,
     ) -> Callable[..., Any]:
         """`fn` behind `gates`, and these inside `strategy`. The outermost segment has the pipeline's `name`, and what
         it is without one, `whole`.
@@ -240,18 +244,19 @@ class Pipeline(Layer):
                     strategy=inside,
                     call_of=call_of,
                     observed=observed if outside is None else None,
+                    binder=binder if outside is None else None,
                     late=drive.late_verdict(self._classify, deadlines) if deadlines else None,
                     own={gate: drive.own_verdict(gate, self._classify_result) for gate in gates if self._apart(gate)},
                 )
-            return fn if outside is None else driven.driven(fn, outside, kind, call_of, observed)
+            return fn if outside is None else driven.driven(fn, outside, kind, call_of, observed, binder)
         if gates:
             gated = streams.gated_stream if kind == "stream" else streams.gated_iterator
-            fn = gated(fn, gates, self._classify, None if strategy is not None else name)
+            fn = gated(fn, gates, self._classify, *((None, None) if strategy is not None else (name, binder)))
         if strategy is None:
             return fn
         if whole is not None and name is not None:
             observed = streams.gated_stream(whole, (), self._classify, name)
-        return driven.driven(fn, strategy, kind, call_of, observed)
+        return driven.driven(fn, strategy, kind, call_of, observed, binder)
 
     def _deadlines(self, gates: list[Gate]) -> list[Gate]:
         # Those that may cut off a call inside one of `gates`.

@@ -60,6 +60,34 @@ def shape_of(fn: Callable[..., Any]) -> Shape | None:
     return Shape(only, code.co_argcount - only, code.co_kwonlyargcount)
 
 
+def binder_of(fn: Callable[..., Any]) -> Callable[..., object] | None:
+    """A function with `fn`'s parameters that does nothing: to call it raises the TypeError that wrong arguments of `fn`
+    would. None for what is no plain function.
+    """
+    if type(fn) is not FunctionType:
+        return None
+    code = fn.__code__
+    flags = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+    count = code.co_argcount + code.co_kwonlyargcount + flags.bit_count()
+    empty = _EMPTY.__code__.replace(
+        co_argcount=code.co_argcount,
+        co_posonlyargcount=code.co_posonlyargcount,
+        co_kwonlyargcount=code.co_kwonlyargcount,
+        co_flags=_EMPTY.__code__.co_flags | flags,
+        co_varnames=code.co_varnames[:count],
+        co_nlocals=count,
+        co_name=code.co_name,
+        co_qualname=code.co_qualname,
+    )
+    bound = FunctionType(empty, {}, argdefs=fn.__defaults__)
+    bound.__kwdefaults__ = fn.__kwdefaults__
+    return bound
+
+
+def _EMPTY() -> None:  # noqa: N802 - its code is what is used
+    pass
+
+
 def fitted(code: CodeType, fn: Callable[..., Any], shape: Shape | None, names: dict[str, Any]) -> Callable[..., Any]:
     """A function of `code`, a wrapper compiled for `shape`, with the names and defaults of `fn`'s parameters.
 

@@ -26,7 +26,11 @@ Cuts = dict[int, BaseException]
 
 
 def gated_stream(
-    fn: Callable[..., AsyncGenerator[Any, Any]], gates: Sequence[Gate], verdict: Verdict, name: str | None = None
+    fn: Callable[..., AsyncGenerator[Any, Any]],
+    gates: Sequence[Gate],
+    verdict: Verdict,
+    name: str | None = None,
+    binder: Callable[..., object] | None = None,
 ) -> Callable[..., AsyncGenerator[Any, Any]]:
     """`fn`, an async generator function, behind `gates`: entered at its first item, settled at its end.
 
@@ -36,6 +40,8 @@ def gated_stream(
     judged = judger(verdict)
 
     async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        if binder is not None:
+            binder(*args, **kwargs)
         call = Call(args, kwargs, stream=True)
         held: Held = []
         source: AsyncGenerator[Any, Any] | _Within | None = None
@@ -206,7 +212,11 @@ def _disarm(gate: Gate, ticket: Ticket, place: int, exc: BaseException, cuts: Cu
 
 
 def gated_iterator(
-    fn: Callable[..., Generator[Any, Any, Any]], gates: Sequence[Gate], verdict: Verdict, name: str | None = None
+    fn: Callable[..., Generator[Any, Any, Any]],
+    gates: Sequence[Gate],
+    verdict: Verdict,
+    name: str | None = None,
+    binder: Callable[..., object] | None = None,
 ) -> Callable[..., Generator[Any, Any, Any]]:
     """`fn`, a generator function, behind `gates`: entered at its first item, settled at its end.
 
@@ -215,6 +225,8 @@ def gated_iterator(
     judged = judger(verdict)
 
     def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        if binder is not None:
+            binder(*args, **kwargs)
         call = Call(args, kwargs, stream=True)
         held: Held = []
         outcome = IGNORED

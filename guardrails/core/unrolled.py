@@ -5,6 +5,7 @@ A loop over the gates costs more than most gates do, and so does a frame for a s
 each variant. What it says for two gates, the second of which interrupts, inside a strategy that recovers::
 
     async def guarded(*args, **kwargs):              # or fn's own parameters, if no guard reads the call
+        bind(*args, **kwargs)                        # the outermost only, with these: wrong arguments reach no gate
         if EVENTS.sinks:                             # the outermost only: one look, and nothing else if nobody listens
             return await observed(*args, **kwargs)   # this pipeline, once more, which announces the call
         tally()                                      # if the strategy counts calls
@@ -123,6 +124,7 @@ def compile_guarded(
         tallies=strategy is not None and strategy.tally is not None,
         announces=observed is not None,
         plain=plain,
+        binds=shape is None and tools.get("bind") is not None,
         timed=tools.get("late") is not None,
         within=all(gate in gates for gate in tools.get("deadlines", ())),
     )
@@ -140,6 +142,7 @@ def _code(
     tallies: bool,
     announces: bool,
     plain: bool,
+    binds: bool,
     timed: bool,
     within: bool,
 ) -> CodeType:
@@ -147,6 +150,8 @@ def _code(
     count = len(kinds)
     parameters, arguments = ("*args, **kwargs",) * 2 if shape is None else (shape.parameters, shape.arguments)
     lines = [f"{'async ' if is_async else ''}def guarded({parameters}):"]
+    if binds:
+        lines.append("    bind(*args, **kwargs)")
     if announces:
         lines += ["    if EVENTS.sinks:", f"        return {wait}observed({arguments})"]
     if tallies:
