@@ -513,7 +513,10 @@ GUARDS = {
 #: The name, which errors and events show at once; and what a pipeline reads of a guard when it is put around a
 #: function, which is the contract between the two and no setting.
 CONTRACT = {"name"} | {
-    each for base in (Guard, Gate, Strategy) for each, value in vars(base).items() if not isinstance(value, property)
+    each
+    for base in (Guard, Gate, Strategy)
+    for each in (*vars(base), *base.__annotations__)
+    if not isinstance(getattr(base, each, None), property)
 }
 
 
