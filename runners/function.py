@@ -16,6 +16,8 @@ from runners.supervision.autoscale import Autoscale
 from runners.supervision.restart import RestartPolicy
 
 _MAX_WINDOW = 65_536
+#: As many as the status page has room for.
+_MAX_CONCURRENCY = 488
 
 
 class FunctionRunner(Runner):
@@ -30,6 +32,8 @@ class FunctionRunner(Runner):
         idempotent: whether a call may be run again when the worker dies while it runs. If not, that call gets
             `RunnerCrashed`; calls that had not begun are run by the next worker either way. A stream is run again
             only as long as its reader has got no item.
+        concurrency: calls of an `async def` function, or open streams of a generator function, that one worker runs at
+            once. None: 16. A plain function runs one call at a time.
         window: items of one stream that may be on the way before its reader takes them; then the generator is paused.
 
     The other keywords are those of `Runner`.
@@ -44,6 +48,7 @@ class FunctionRunner(Runner):
         max_age: float | None = None,
         max_requests: int | None = None,
         idempotent: bool = False,
+        concurrency: int | None = None,
         window: int = 32,
         name: str | None = None,
         workers: int | tuple[int, int] | Autoscale = 1,
@@ -72,13 +77,16 @@ class FunctionRunner(Runner):
         module, _, attribute = function.partition(":")
         if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
             raise FunctionNotFound(f"function={function!r} is not of the form 'module:function'")
-        if not isinstance(window, int) or isinstance(window, bool) or not 1 <= window <= _MAX_WINDOW:
-            msg = f"window takes a whole number from 1 to {_MAX_WINDOW}, not {window!r}"
-            raise ValueError(msg)
+        _check_count("window", window, _MAX_WINDOW)
+        if concurrency is not None:
+            _check_count("concurrency", concurrency, _MAX_CONCURRENCY)
+        options: dict[str, Any] = {"function": function}
+        if concurrency is not None:
+            options["concurrency"] = concurrency
         super().__init__(
             name=name or attribute,
             engine="function",
-            options={"function": function},
+            options=options,
             memory=memory,
             memory_hard=memory_hard,
             max_age=max_age,
@@ -162,6 +170,12 @@ class FunctionRunner(Runner):
                 f"{self.name}: the arguments are {size:,} bytes; at most {MAX_FRAME // 2:,} can be sent"
             )
         return body, payload
+
+
+def _check_count(name: str, value: object, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        msg = f"{name} takes a whole number from 1 to {most}, not {value!r}"
+        raise ValueError(msg)
 
 
 __all__ = ["FunctionRunner"]

@@ -83,11 +83,15 @@ class Ready(Message, tag="ready"):
         capacity: requests that the parent may have here at once.
         info: facts about what was loaded (``dim``, ``max_tokens`` ...).
         files: fingerprints of the files that it was loaded from, by path.
+        ahead: further ones that it may have here while steps are very short.
+        recallable: whether requests begin in the order in which they were sent, each one claimed on the status page.
     """
 
     capacity: int
     info: dict[str, Any]
     files: dict[str, str] = {}
+    ahead: int = 0
+    recallable: bool = False
 
 
 class LoadFailed(Message, tag="load_failed"):

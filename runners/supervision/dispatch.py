@@ -5,6 +5,9 @@ A request leaves here in one of these ways: answered, failed with an error of it
 refused because the runner closed or failed. Until then it is either in the queue or in one worker's hands, never in
 both.
 
+A request that its worker has not begun can come back to the front of the queue: when the worker begins nothing for some
+milliseconds, another worker with room gets what waited behind the long call.
+
 Everything runs on the event loop's thread; nothing awaits, so nothing can come in between.
 """
 
@@ -37,6 +40,8 @@ from runners.supervision.worker import Worker
 _MAX_STRIKES = 2
 #: The same, counting those that were killed from outside: no request causes that, unless it sends the signal itself.
 _MAX_DEATHS = 8
+#: Seconds between two looks at workers that have requests which they have not begun.
+_LOOK_EVERY = 0.004
 
 
 class Dispatcher:
@@ -69,6 +74,7 @@ class Dispatcher:
         self._queue = WaitingRequests()
         self._suspects = Suspects(fresh_comes)
         self._numbers = itertools.count(1)
+        self._looking = False
         self._loop: asyncio.AbstractEventLoop
         self._wheel: TimerWheel
 
@@ -129,7 +135,7 @@ class Dispatcher:
         if worker is None:
             self._queue.append(request)
         else:
-            worker.give(request, now)
+            self._give(worker, request, now)
         return request
 
     def _full(self, size: int) -> str:
@@ -151,7 +157,47 @@ class Dispatcher:
                 return
             self._queue.popleft()
             if request.waited_for:
-                worker.give(request, self._loop.time())
+                self._give(worker, request, self._loop.time())
+
+    def _give(self, worker: Worker, request: Request, now: float) -> None:
+        worker.give(request, now)
+        if not self._looking and worker.recallable and len(worker.in_flight) > 1:
+            self._looking = True
+            self._loop.call_later(_LOOK_EVERY, self._look)
+
+    # Taken back
+
+    def _look(self) -> None:
+        """Take back what waits in a worker that begins nothing, and look again as long as anything waits in one."""
+        self._looking = False
+        waiting = False
+        back: list[Request] = []
+        for worker in self.workers:
+            worker.renew()
+            if worker.not_begun():
+                waiting = True
+                # What runs one call at a time gets the next one when it has ended. Of several at once, each has a turn
+                # soon, unless another worker is free.
+                if worker.held_up() and (worker.capacity == 1 or self._another_is_free(worker)):
+                    back += worker.recall()
+        if back:
+            self._queue_again(back)
+        if self._queue:
+            self.pump()
+            waiting = waiting or any(worker.stalled for worker in self.workers)
+        if waiting and not self._looking:
+            self._looking = True
+            self._loop.call_later(_LOOK_EVERY, self._look)
+
+    def _another_is_free(self, worker: Worker) -> bool:
+        return any(other.room > 0 for other in self.workers if other is not worker)
+
+    def _queue_again(self, requests: list[Request]) -> None:
+        wanted = sorted((request for request in requests if request.waited_for), key=lambda request: request.id)
+        for request in wanted:
+            request.again()
+        self._queue.extendleft(reversed(wanted))  # they came first, so they go first
+        self.note_idle()
 
     def _choose(self, affinity: int | None) -> Worker | None:
         if affinity is None:
@@ -233,9 +279,10 @@ class Dispatcher:
             if not request.waited_for:
                 continue
             ran = request.id in running
+            begun = ran or request.begun or worker.has_begun(request)
             if ran:
                 request.outlived(exit, by_itself=request.given_unfilled or others - ran - request.begun == 0)
-            error = closed() if closed is not None else self._verdict(request, exit, ran=ran)
+            error = closed() if closed is not None else self._verdict(request, exit, begun=begun)
             if error is None:
                 request.again()
                 again.append(request)
@@ -251,9 +298,9 @@ class Dispatcher:
         if again and events.sinks:
             events.emit(RequestsRedelivered(self.name, worker.pid, len(again)))
 
-    def _verdict(self, request: Request, exit: Exit, *, ran: bool) -> Exception | None:  # noqa: A002
-        """The error for a request that a dead worker had, and was running or not, or None if it may run again."""
-        if not ran and not request.begun:
+    def _verdict(self, request: Request, exit: Exit, *, begun: bool) -> Exception | None:  # noqa: A002
+        """The error for a request that a dead worker had, and had begun or not, or None if it may run again."""
+        if not begun:
             return None
         how = exit.describe()
         if (request.strikes >= _MAX_STRIKES and request.proven) or request.deaths >= _MAX_DEATHS:

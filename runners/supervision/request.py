@@ -29,6 +29,7 @@ class Request:
         accepted: when it came, on the loop's clock.
         given_at: when the first worker had it; None before.
         given_unfilled: whether the worker that runs it by itself, as a suspect, held little memory before.
+        place: its number among those that its present worker was given.
         affinity: what has the same goes to the same worker, if that has room; None: anywhere.
         waiting_bytes: of body and payload, while it waits in the queue.
         generation: of the model of the worker that had it last; see `ServedModel`.
@@ -54,6 +55,7 @@ class Request:
         "id",
         "on_expire",
         "payload",
+        "place",
         "proven",
         "redeliver",
         "slot",
@@ -88,6 +90,7 @@ class Request:
         self.given_at: float | None = None
         self.affinity: int | None = None
         self.generation = 0
+        self.place = 0
         self.slot = 0
         self.waiting_bytes = 0
         self.bucket: Bucket | None = None

@@ -359,7 +359,13 @@ class Supervisor:
         """
         if self.state == "stopped":
             raise self._closed()
-        worker = Worker(self.spec, on_answer=self._answered, on_exit=self._exited, python=self._python)
+        worker = Worker(
+            self.spec,
+            on_answer=self._answered,
+            on_exit=self._exited,
+            python=self._python,
+            ahead=self.dispatcher.limit,  # what is given ahead waits
+        )
         began = self._loop.time()
         self.pool.coming.add(worker)
         try:

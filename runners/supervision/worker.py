@@ -38,6 +38,9 @@ from runners.supervision.spawn import shortage
 T = TypeVar("T")
 State = Literal["starting", "ready", "draining", "exited"]
 _MIB = 1024 * 1024
+#: Requests are given ahead while a step takes less than this, in seconds: the last one then waits for a few
+#: milliseconds at most.
+_SHORT_STEP = 0.00025
 _ANSWERS = (Done, Failed)
 #: Seconds that a worker may take to exit once it has answered everything.
 _TO_EXIT = 30.0
@@ -50,12 +53,24 @@ _WITHDRAWN = ErrorInfo(kind="cancelled", message="dropped: its caller has left")
 class Worker:
     """One worker.
 
+    Args:
+        spec: what to run.
+        on_answer: called with each answer.
+        on_exit: called once, with its end, if it was ready before.
+        python: the interpreter; by default this one.
+        ahead: requests that may wait in it behind those that it runs, at most.
+
     Attributes:
         state: ``starting``, ``ready``, ``draining`` (answers what it has, gets nothing new) or ``exited``.
+        capacity: requests that it runs, or keeps, at once.
         files: fingerprints of the files of its model, by path.
         generation: of its model; see `ServedModel`.
         superseded: whether it was taken out of service because another model is served now.
-        in_flight: the requests that it has, by id; each leaves when it is answered.
+        in_flight: the requests that it has, by id and in the order given; each leaves when it is answered.
+        recallable: whether what it has not begun can be taken back.
+        limit: requests that it may have now: `capacity`, and some ahead while its steps are short.
+        stalled: whether requests were taken back from it, and it has made no progress since.
+        given: requests that it was ever given; each one's number among them is its `place`.
         baseline: private memory when loaded and warm, in bytes.
         private: private memory at the last reading, in bytes.
         answered: requests that it has answered.
@@ -75,10 +90,14 @@ class Worker:
         on_answer: Callable[[Request, Done | Failed, Incoming], None],
         on_exit: Callable[[Worker, Exit], None],
         python: str | None = None,
+        ahead: int = 0,
     ) -> None:
         self.spec = spec
         self.state: State = "starting"
         self.capacity = 1
+        self.limit = 1
+        self.recallable = False
+        self.given = 0
         self.info: dict[str, Any] = {}
         self.files: dict[str, str] = {}
         self.generation = 0
@@ -95,6 +114,12 @@ class Worker:
         self.reserved = False
         self.load_error: ErrorInfo | None = None
         self.exit: Exit | None = None
+        self._most_ahead = ahead
+        self._ahead = 0
+        self.stalled = False
+        self._stalled_at = 0
+        self._taken_back = 0  # the place of the last one that was taken back
+        self._seen_claimed = 0
         self._seen_progress = 0
         self._seen_sent = 0
         self._on_answer = on_answer
@@ -194,7 +219,7 @@ class Worker:
         """Further requests that it may be given."""
         if self.state != "ready" or self.suspects or self.reserved:
             return 0
-        return self.capacity - len(self.in_flight)
+        return self.limit - len(self.in_flight)
 
     def give(self, request: Request, now: float) -> None:
         """Send it a request."""
@@ -204,6 +229,7 @@ class Worker:
         self.in_flight[request.id] = request
         request.generation = self.generation
         self.suspects += request.suspect
+        self.given = request.place = self.given + 1
         if request.given_at is None:
             request.given_at = now
         left = None if request.deadline is None else max(0.0, request.deadline - now)
@@ -224,6 +250,54 @@ class Worker:
     def more(self, request: Request, count: int) -> None:
         """Tell it that the reader of a stream has taken so many items."""
         self.process.send(More(request.id, count))
+
+    def not_begun(self) -> int:
+        """Requests that it was given, and has not begun or been relieved of."""
+        board = self.process.board
+        if board is None or not self.recallable:
+            return 0
+        return self.given - max(board.claimed(), self._taken_back)
+
+    def held_up(self) -> bool:
+        """Whether it runs something, and has begun nothing since this was last asked."""
+        board = self.process.board
+        if board is None:
+            return False
+        seen, self._seen_claimed = self._seen_claimed, board.claimed()
+        return self._seen_claimed == seen and board.busy_for() > 0.0
+
+    def recall(self) -> list[Request]:
+        """Take back the requests that it has not begun, in order. It is given no others until it has made progress."""
+        board = self.process.board
+        if board is None or not self.recallable:
+            return []
+        claimed = board.recall(self.given)
+        if claimed is None:
+            return []
+        self._taken_back = self.given
+        back = [request for request in self.in_flight.values() if request.place > claimed]
+        for request in back:
+            del self.in_flight[request.id]
+        self.stalled = True
+        self._stalled_at = board.progress()
+        self.limit = max(1, min(self.capacity, len(self.in_flight)))
+        return back
+
+    def renew(self) -> None:
+        """Settle how many requests it may have now. More than it runs at once, if they are so short that none of them
+        waits for long.
+        """
+        board = self.process.board
+        if board is None or (self.stalled and board.progress() == self._stalled_at):
+            return
+        self.stalled = False
+        short = 0.0 < board.pace() < _SHORT_STEP
+        self.limit = self.capacity + self._ahead if short else self.capacity
+
+    def has_begun(self, request: Request) -> bool:
+        """Whether it has begun a request that it has, or may have: what is not known counts as begun."""
+        board = self.process.board
+        return board is None or not self.recallable or request.place <= board.claimed()
 
     def running(self) -> frozenset[int]:
         """The requests that it is running now, or was running when it died."""
@@ -305,13 +379,18 @@ class Worker:
                 self.suspects -= request.suspect
                 self.memory.answered[(len(request.body) + len(request.payload)).bit_length()] += 1
                 self.last_progress = self._loop.time()
+                if self.limit <= self.capacity and (self._ahead or self.stalled):
+                    self.renew()
                 self._on_answer(request, message, payload)
         elif isinstance(message, Item):
             request = self.in_flight.get(message.id)
             if request is not None and not request.item(message.body, payload):
                 self.process.broken(ProtocolError("an item that was not asked for"))
         elif isinstance(message, Ready) and not self._ready.done():
-            self.capacity = message.capacity
+            self.capacity = self.limit = message.capacity
+            self.recallable = message.recallable
+            board = self.process.board
+            self._ahead = min(message.ahead, self._most_ahead) if board is not None and board.can_recall else 0
             self.info = message.info
             self.files = message.files
             self._ready.set_result(None)

@@ -43,6 +43,15 @@ class Channel:
         self._out_since = 0.0
         self.streams = 0
 
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._sock.fileno()
+
+    @property
+    def pending(self) -> bool:
+        """Whether messages were read that `poll` has not returned."""
+        return bool(self._inbox)
+
     def receive(self) -> tuple[ToChild, Incoming]:
         """The next message, waiting for it."""
         while not self._inbox:
@@ -89,6 +98,10 @@ class Channel:
             self._put(Item(job.id, msgspec.Raw(body)), payload, len(body))
         except FrameTooLarge as error:
             raise EngineError("unsendable", f"an item is too large: {error}") from error
+        except ParentGone:
+            raise
+        except Exception as error:  # as in `done`
+            raise EngineError("unsendable", f"an item cannot be sent: {type(error).__name__}: {error}") from error
 
     def done(self, job: Job, body: bytes, payload: Payload = b"") -> None:
         """Answer a job, with the next flush."""
@@ -97,12 +110,22 @@ class Channel:
         except FrameTooLarge as error:
             self.failed(job, ErrorInfo(kind="unsendable", message=f"the result is too large: {error}"))
             return
+        except ParentGone:
+            raise
+        except Exception as error:  # MemoryError: there is none for one copy more
+            message = f"the result cannot be sent back: {type(error).__name__}: {error}"
+            self.failed(job, ErrorInfo(kind="unsendable", message=message))
+            return
         self.streams -= job.window > 0
 
     def failed(self, job: Job, error: ErrorInfo) -> None:
         """Answer a job with an error, with the next flush."""
-        self.streams -= job.window > 0
         self._put(Failed(job.id, error))
+        self.streams -= job.window > 0
+
+    def dropped(self, job: Job) -> None:
+        """Forget a job that the parent has taken back."""
+        self.streams -= job.window > 0
 
     def _put(self, message: Message, payload: Payload = b"", size: int = 0) -> None:
         if isinstance(payload, Parts) or size + len(payload) > SLICE:

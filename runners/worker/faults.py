@@ -34,17 +34,22 @@ class FaultyEngine(StepEngine):
     def load(self) -> dict[str, Any]:
         """Load the engine inside."""
         info = self._engine.load()
-        self.capacity = self._engine.capacity
+        self.capacity, self.ahead = self._engine.capacity, self._engine.ahead
+        self.recallable = self._engine.recallable
         return info
 
     def submit(self, job: Job) -> None:
         """Leak, then pass the job on, unless it is to do worse."""
         if self._faults.leak:
             self._leaked.append(b"\x01" * self._faults.leak)  # written to: untouched pages would cost nothing
-        if self._trigger and self._trigger in bytes(job.body):
+        if not self.recallable and self.is_marked(job):
             self._marked.append(job)
         else:
             self._engine.submit(job)
+
+    def is_marked(self, job: Job) -> bool:
+        """Whether it is to do worse."""
+        return bool(self._trigger) and self._trigger in bytes(job.body)
 
     def cancel(self, job_id: int, replies: Replies) -> None:
         """Drop a job that waits here for its fault; pass other cancellations on."""
@@ -59,16 +64,51 @@ class FaultyEngine(StepEngine):
         """Pass it on."""
         self._engine.more(job_id, count)
 
+    def listen(self, fd: int) -> None:
+        """Pass it on."""
+        self._engine.listen(fd)
+
+    def wait(self) -> None:
+        """Pass it on."""
+        self._engine.wait()
+
+    def close(self) -> None:
+        """Pass it on."""
+        self._engine.close()
+
     def step(self, replies: Replies, running: Running) -> bool:
         """Commit what is to be committed; else pass the step on."""
+        if self.recallable:  # jobs have to begin in order: one commits its fault when its turn has come
+            return self._engine.step(replies, _Committing(running, self))
         if not self._marked:
             return self._engine.step(replies, running)
         job = self._marked.popleft()
+        self.commit(job, running)
+        self._engine.submit(job)  # it has survived
+        return True
+
+    def commit(self, job: Job, running: Running) -> None:
+        """Do what the faults say."""
         running.begin([job.id])
         _EFFECTS[self._faults.effect]()
         running.end()
-        self._engine.submit(job)  # it has survived
-        return True
+
+
+class _Committing:
+    """The status page, where a job that is marked commits its fault as soon as it has begun."""
+
+    def __init__(self, running: Running, engine: FaultyEngine) -> None:
+        self._running = running
+        self._engine = engine
+        self.begin = running.begin
+        self.end = running.end
+
+    def claim(self, job: Job) -> bool:
+        first = not job.begun
+        mine = self._running.claim(job)
+        if first and mine and self._engine.is_marked(job):
+            self._engine.commit(job, self._running)
+        return mine
 
 
 def _jump() -> None:

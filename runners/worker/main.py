@@ -75,8 +75,9 @@ def _live(channel: Channel, board: Board) -> None:
         _refuse(channel, LoadFailed(error.info(trace=True)))
     except Exception as error:
         _refuse(channel, LoadFailed(exception_info(error)))
-    channel.send(Ready(engine.capacity, info, files))
+    channel.send(Ready(engine.capacity, info, files, engine.ahead, engine.recallable))
     serve(channel, engine, board)
+    engine.close()
 
 
 def _load(engine: StepEngine) -> tuple[dict[str, Any], dict[str, str]]:

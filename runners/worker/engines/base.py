@@ -13,13 +13,15 @@ from __future__ import annotations
 import abc
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from runners.protocol.messages import ErrorInfo, Submit
 from runners.protocol.parts import Incoming, Payload
+from runners.protocol.values import UnsendableError
 from runners.worker.engines.verdict import verdict_of
 
 
@@ -41,12 +43,20 @@ class EngineError(Exception):
 
 
 class Job:
-    """One request in the worker. `window`: items that it may be sent before there is `more`; 0: it is no stream."""
+    """One request in the worker.
 
-    __slots__ = ("alone", "body", "deadline", "id", "payload", "window")
+    Attributes:
+        window: items that it may be sent before there is `more`; 0: it is no stream.
+        number: which one it is of those that this worker was sent.
+        begun: whether it was claimed: from then on it is this worker's to answer.
+    """
 
-    def __init__(self, submit: Submit, payload: Incoming) -> None:
+    __slots__ = ("alone", "begun", "body", "deadline", "id", "number", "payload", "window")
+
+    def __init__(self, submit: Submit, payload: Incoming, number: int = 0) -> None:
         self.id = submit.id
+        self.number = number
+        self.begun = False
         self.alone = submit.alone
         self.body: msgspec.Raw = submit.body
         self.payload = payload
@@ -78,13 +88,25 @@ class Replies(Protocol):
         """No answer, and why."""
         ...
 
+    def dropped(self, job: Job) -> None:
+        """The parent has taken the job back: there is nothing to say."""
+        ...
+
 
 class Running(Protocol):
     """The board's writing side, as an engine sees it (see `runners.protocol.board`)."""
 
-    def begin(self, ids: list[int]) -> None: ...
+    def claim(self, job: Job) -> bool:
+        """Begin a job, in the order of arrival. False if the parent has taken it back: forget it, without an answer."""
+        ...
 
-    def end(self) -> None: ...
+    def begin(self, ids: list[int]) -> None:
+        """These are running now."""
+        ...
+
+    def end(self) -> None:
+        """They are not any more, and their answers are given."""
+        ...
 
 
 class StepEngine(abc.ABC):
@@ -92,9 +114,14 @@ class StepEngine(abc.ABC):
 
     Attributes:
         capacity: requests that may be in the worker at once, running and waiting.
+        ahead: further ones that may be here while steps are very short.
+        recallable: whether jobs begin in the order in which they came, each one claimed: the parent can then take back
+            those that have not begun.
     """
 
     capacity: int = 1
+    ahead: int = 0
+    recallable: bool = False
 
     def files(self) -> list[Path]:
         """The files that `load` loads and that all workers must have alike; asked before and after it.
@@ -133,12 +160,21 @@ class StepEngine(abc.ABC):
         that has ended meanwhile.
         """
 
+    def listen(self, fd: int) -> None:  # noqa: B027 - only engines that wait for more than the parent have to do with it
+        """End a step, or `wait`, early when there is something to read from this descriptor."""
+
+    def wait(self) -> None:  # noqa: B027 - as above
+        """There is nothing to do until there is something to read: return then, or at once."""
+
+    def close(self) -> None:  # noqa: B027 - as above
+        """The worker ends in good order: end what is left."""
+
     @abc.abstractmethod
     def step(self, replies: Replies, running: Running) -> bool:
         """Do one unit of work, between `running.begin` and `running.end`. False if there was nothing to do.
 
         An error of one job is that job's answer. One that concerns the engine as a whole may be raised: the worker
-        dies of it and its jobs are redelivered.
+        dies of it and its jobs are redelivered. `running.end` is then not called: what was running may be to blame.
         """
 
 
@@ -153,28 +189,60 @@ def exception_info(error: BaseException, *, skip: int = 0) -> ErrorInfo:
         trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
     cls = type(error)
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-    try:
-        message = str(error)
-    except Exception as broken:
-        message = f"<its __str__ raised {type(broken).__name__}>"
-    text = "".join(traceback.format_exception(cls, error, trace))
-    # Lone surrogates cannot be encoded, and an error message must always arrive.
-    errno = error.errno if isinstance(error, OSError) else None
-    numbers = {"errno": errno} if isinstance(errno, int) and 0 <= errno < 1 << 31 else {}
-    outcome, retry_after = verdict_of(error)
+    outcome, retry_after = _verdict(error)
     return ErrorInfo(
         kind="exception",
-        message=_clean(message),
+        message=_text(lambda: str(error), "its __str__"),
         type=_clean(name),
-        traceback=_clean(text),
-        numbers=numbers,
+        traceback=_text(lambda: "".join(traceback.format_exception(cls, error, trace)), "formatting its traceback"),
+        numbers=_errno(error),
         outcome=outcome,
         retry_after=retry_after,
     )
+
+
+def error_info(error: Exception) -> ErrorInfo:
+    """Whatever a request failed with: one with a meaning for the parent, or any other."""
+    return error.info() if isinstance(error, EngineError) else exception_info(error)
+
+
+def unsendable_info(error: BaseException, what: str, advice: str) -> ErrorInfo:
+    """A result that could not be packed, whatever packing it raised. `what`: "the result of m:f"."""
+    if isinstance(error, UnsendableError):
+        reason = str(error)
+    else:
+        reason = f"packing it raised {type(error).__name__}: {_text(lambda: str(error), 'its __str__')}"
+    return ErrorInfo(kind="unsendable", message=_clean(f"{what} cannot be sent back: {reason}; {advice}"))
+
+
+def _text(make: Callable[[], str], what: str) -> str:
+    """A text that the user's code has a part in. Whatever that raises, also SystemExit: an error must always arrive."""
+    try:
+        return _clean(make())
+    except BaseException as broken:
+        return f"<{what} raised {type(broken).__name__}>"
+
+
+def _verdict(error: BaseException) -> tuple[Literal["success", "failure", "throttled", "ignored"], float | None]:
+    try:
+        return verdict_of(error)
+    except BaseException:  # as above: it looks at attributes
+        return "failure", None
+
+
+def _errno(error: BaseException) -> dict[str, int]:
+    if not isinstance(error, OSError):
+        return {}
+    try:
+        errno = error.errno
+    except BaseException:  # a property of the user's class
+        return {}
+    return {"errno": errno} if isinstance(errno, int) and 0 <= errno < 1 << 31 else {}
 
 
 _MAX_TEXT = 100_000
 
 
 def _clean(text: str) -> str:
+    # Lone surrogates cannot be encoded.
     return text[:_MAX_TEXT].encode("utf-8", "backslashreplace").decode()

@@ -1,9 +1,12 @@
-"""Runs any importable function, one call after the other, on the worker's main thread; generator functions in turns.
+"""Runs any importable function: plain ones one call after the other on the worker's main thread, generator functions in
+turns, `async def` functions and async generators concurrently on one event loop.
 
-An `async def` function runs on one event loop of the worker's, one call at a time too. A running sync call cannot be
-interrupted from here: the parent kills the worker if a call that nobody waits for any more does not end by itself.
+A running sync call cannot be interrupted from here: the parent kills the worker if a call that has no caller left does
+not end by itself.
 
-Options: ``function``, as ``"module:name"`` or ``"module:Class.method"``.
+Options: ``function``, as ``"module:name"`` or ``"module:Class.method"``; of a class whose instances can be called, one
+is made here. ``concurrency``: calls that an asynchronous function runs at once. ``initializer``: ``"module:name"``,
+called once before anything else.
 """
 
 from __future__ import annotations
@@ -14,10 +17,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from runners.protocol.messages import ErrorInfo, stream_mismatch
-from runners.protocol.values import UnsendableError, pack, unpack
+from runners.protocol.messages import stream_mismatch
+from runners.protocol.values import pack
+from runners.worker import tracing
+from runners.worker.engines.arguments import Unreadable, arguments, unsendable_result
 from runners.worker.engines.base import (
     CANCELLED,
     EXPIRED,
@@ -33,82 +36,139 @@ if TYPE_CHECKING:
     import asyncio
 
     from runners.worker.engines.generators import Streams
+    from runners.worker.engines.tasks import Tasks
 
-
-_IS_GENERATOR = (inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+#: Calls that an asynchronous function runs at once, and generators that are open at once.
+_CONCURRENCY = 16
+#: Calls that wait here, while they are very short, behind the one that runs.
+_AHEAD = 15
 
 
 class FunctionEngine(StepEngine):
     """One function of the caller's."""
 
-    capacity = 16
+    recallable = True
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._path: str = options["function"]
+        self._concurrency: int | None = options.get("concurrency")
+        self._initializer: str | None = options.get("initializer")
         self._function: Callable[..., Any]
         self._jobs: deque[Job] = deque()
         self._loop: asyncio.Runner | None = None
-        self._streams: Streams | None = None  # of a generator function
+        self._others: Streams | Tasks | None = None  # what runs a function that is not a plain one
+        self._tasks: Tasks | None = None  # the same, if it is asynchronous
+        self._streams = False
 
     def load(self) -> dict[str, Any]:
-        """Import the function."""
-        self._function = _import(self._path)
-        called = self._function if inspect.isroutine(self._function) else type(self._function).__call__
-        if inspect.iscoroutinefunction(self._function) or inspect.iscoroutinefunction(called):
-            self._run(_nothing())  # warm, as the first call will find it
-        if any(test(each) for test in _IS_GENERATOR for each in (self._function, called)):
-            from runners.worker.engines.generators import Streams  # noqa: PLC0415 - only what runs is loaded
+        """Run the initializer, import the function, and make its object if it is a class."""
+        if self._initializer is not None:
+            self._once(_import(self._initializer), self._initializer)
+        function = _import(self._path)
+        if inspect.isclass(function) and any("__call__" in vars(base) for base in function.__mro__):
+            function = self._once(function, self._path)
+        self._function = function
+        called = (function, function if inspect.isroutine(function) else type(function).__call__)
+        coroutine = any(inspect.iscoroutinefunction(each) for each in called)
+        async_streams = any(inspect.isasyncgenfunction(each) for each in called)
+        sync_streams = any(inspect.isgeneratorfunction(each) for each in called)
+        self._streams = async_streams or sync_streams
+        if coroutine or async_streams:
+            from runners.worker.engines.tasks import Tasks  # noqa: PLC0415 - only what runs is loaded
 
-            self._streams = Streams(self._path, self._function, lambda: self._runner().get_loop())
-        return {"function": self._path, "streams": self._streams is not None}
+            self._run(_nothing())  # warm, as the first call will find it
+            self.capacity = self._concurrency or _CONCURRENCY
+            loop = self._runner().get_loop()
+            self._others = self._tasks = Tasks(
+                self._path, function, loop, concurrency=self.capacity, streams=async_streams
+            )
+        elif sync_streams:
+            from runners.worker.engines.generators import Streams  # noqa: PLC0415
+
+            self.capacity = self._concurrency or _CONCURRENCY
+            self._others = Streams(self._path, function)
+        elif self._concurrency not in (None, 1):
+            message = (
+                f"concurrency={self._concurrency}: {self._path!r} is a plain function, which runs one call at a time; "
+                "make it an 'async def' function, or raise workers="
+            )
+            raise EngineError("bad_option", message)
+        else:
+            self.ahead = _AHEAD
+        return {"function": self._path, "streams": self._streams}
+
+    def _once(self, function: Callable[[], Any], path: str) -> Any:
+        try:
+            result = function()
+            return self._run(result) if inspect.iscoroutine(result) else result
+        except BaseException as error:  # also SystemExit: why it could not be loaded must arrive
+            info = exception_info(error)
+            raise EngineError("initializer", f"{path} raised {info.type}: {info.message}") from error
+
+    def listen(self, fd: int) -> None:
+        """Let the event loop, if there is one, wait for the parent too."""
+        if self._tasks is not None:
+            self._tasks.listen(fd)
+
+    def wait(self) -> None:
+        """Let the event loop, if there is one, run until there is something to read."""
+        if self._tasks is not None:
+            self._tasks.wait()
+
+    def close(self) -> None:
+        """End what is left on the event loop."""
+        if self._loop is not None:
+            self._loop.close()
 
     def submit(self, job: Job) -> None:
         """Queue a call."""
-        if (self._streams is not None) != (job.window > 0):
-            raise EngineError("stream_mismatch", stream_mismatch(self._path, streams=self._streams is not None))
-        if self._streams is not None:
-            self._streams.submit(job)
+        if self._streams != (job.window > 0):
+            raise EngineError("stream_mismatch", stream_mismatch(self._path, streams=self._streams))
+        if self._others is not None:
+            self._others.submit(job)
         else:
             self._jobs.append(job)
 
     def cancel(self, job_id: int, replies: Replies) -> None:
-        """Drop a call that waits; close a generator."""
-        if self._streams is not None:
-            self._streams.cancel(job_id, replies)
-        for job in self._jobs:
-            if job.id == job_id:
-                self._jobs.remove(job)
-                replies.failed(job, CANCELLED)
-                return
+        """Drop a call that waits; cancel a task; close a generator."""
+        if self._others is not None:
+            self._others.cancel(job_id, replies)
+            return
+        dropped = [job for job in self._jobs if job.id == job_id]  # two, if it was taken back and came again
+        for job in dropped:
+            self._jobs.remove(job)
+        if dropped:
+            replies.failed(dropped[-1], CANCELLED)
 
     def more(self, job_id: int, count: int) -> None:
         """Let a generator go on."""
-        if self._streams is not None:
-            self._streams.more(job_id, count)
+        if self._others is not None:
+            self._others.more(job_id, count)
 
     def step(self, replies: Replies, running: Running) -> bool:
-        """Make one call, or fetch one item of a generator."""
-        if self._streams is not None:
-            return self._streams.step(replies, running)
+        """Make one call, or let generators or tasks go on."""
+        if self._others is not None:
+            return self._others.step(replies, running)
         if not self._jobs:
             return False
         job = self._jobs.popleft()
+        if not running.claim(job):
+            return True
         if job.expired:
             replies.failed(job, EXPIRED)
             return True
         running.begin([job.id])
-        try:
-            self._call(job, replies)
-        finally:
-            running.end()
+        self._call(job, replies)
+        running.end()
         return True
 
     def _call(self, job: Job, replies: Replies) -> None:
         try:
-            args, kwargs = unpack(job.body, job.payload)
-        except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
-            replies.failed(job, ErrorInfo(kind="input", message=f"the arguments cannot be read: {error}"))
+            args, kwargs, carriers = arguments(job)
+        except Unreadable as error:
+            replies.failed(job, error.info)
             return
+        token = tracing.attach(carriers) if carriers else None
         try:
             result = self._function(*args, **kwargs)
             if inspect.iscoroutine(result):
@@ -118,11 +178,13 @@ class FunctionEngine(StepEngine):
         ) as error:  # also SystemExit: the function's, and no reason to end the worker under its other callers
             replies.failed(job, exception_info(error, skip=1))
             return
+        finally:
+            if token is not None:
+                tracing.detach(token)
         try:
             body, payload = pack(result)
-        except UnsendableError as error:
-            message = f"the result of {self._path} cannot be sent back: {error}; return plain data or numpy arrays"
-            replies.failed(job, ErrorInfo(kind="unsendable", message=message))
+        except BaseException as error:  # whatever its own methods raise, a time zone's for one
+            replies.failed(job, unsendable_result(self._path, error))
             return
         replies.done(job, body, payload)
 

@@ -2,23 +2,24 @@
 
 A stream without credit (its reader has not taken what it was sent) is paused: it has no turn until there is `more`. One
 whose reader has left is closed in the next step, so that its `finally` blocks run as code of its own, watched like any.
-
-An async generator lives in one task of the worker's event loop, which goes on only in the steps of that stream.
+Async generators run concurrently: see `runners.worker.engines.tasks`.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextvars
 import sys
 import traceback
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator
-from typing import Any, Protocol
+from collections.abc import Callable, Generator
+from typing import Any
 
 import msgspec
 
 from runners.protocol.messages import ErrorInfo
-from runners.protocol.values import UnsendableError, pack, unpack
+from runners.protocol.values import pack
+from runners.worker import tracing
+from runners.worker.engines.arguments import Unreadable, arguments, unsendable_item
 from runners.worker.engines.base import CANCELLED, EXPIRED, EngineError, Job, Replies, Running, exception_info
 
 _END = object()
@@ -33,85 +34,31 @@ class GeneratorFailed(Exception):
         self.info = info
 
 
-class _Items(Protocol):
-    """A generator of either kind."""
+class _Items:
+    """A generator, in a context of its own: what it sets is not seen by other streams."""
+
+    def __init__(self, function: Callable[..., Generator[Any, None, Any]], job: Job) -> None:
+        args, kwargs, carriers = arguments(job)
+        self._context = contextvars.copy_context()
+        self._context.run(tracing.attach, carriers)
+        try:
+            self._generator = self._context.run(function, *args, **kwargs)
+        except BaseException as error:  # arguments that do not fit
+            raise GeneratorFailed(exception_info(error, skip=1)) from error
 
     def next(self) -> Any:
         """The next item, or `_END`. Raises `GeneratorFailed`."""
-
-    def close(self) -> None:
-        """Have it end where it stands. Whatever it raises then goes to standard error: nobody waits for it."""
-
-
-class _SyncItems:
-    def __init__(self, generator: Generator[Any, None, Any]) -> None:
-        self._generator = generator
-
-    def next(self) -> Any:
         try:
-            return next(self._generator, _END)
+            return self._context.run(next, self._generator, _END)
         except BaseException as error:  # also SystemExit: no reason to end the worker under its other callers
             raise GeneratorFailed(exception_info(error, skip=1)) from error
 
     def close(self) -> None:
+        """Have it end where it stands. Whatever it raises then goes to standard error: there is no caller for it."""
         try:
-            self._generator.close()
+            self._context.run(self._generator.close)
         except BaseException:
-            _report()
-
-
-class _AsyncItems:
-    def __init__(self, generator: AsyncGenerator[Any, None], loop: asyncio.AbstractEventLoop) -> None:
-        self._generator = generator
-        self._loop = loop
-        self._task: asyncio.Task[None] | None = None
-        self._go_on: asyncio.Future[None]
-        self._came: asyncio.Future[tuple[Any, ErrorInfo | None]]
-
-    def next(self) -> Any:
-        self._came = self._loop.create_future()
-        if self._task is None:
-            self._task = self._loop.create_task(self._live())
-        else:
-            self._go_on.set_result(None)
-        try:
-            item, error = self._loop.run_until_complete(self._came)
-        except BaseException as error:  # SystemExit in a task that the generator started
-            self.close()
-            raise GeneratorFailed(exception_info(error)) from error
-        if error is not None:
-            raise GeneratorFailed(error)
-        return item
-
-    async def _live(self) -> None:
-        # One task for all of it: time limits and cancel scopes that it opens belong to the task they are opened in.
-        try:
-            async for item in self._generator:
-                self._go_on = self._loop.create_future()
-                self._came.set_result((item, None))
-                await self._go_on
-        except BaseException as error:  # as above
-            if self._came.done():  # it is being closed
-                await self._generator.aclose()
-            else:
-                self._came.set_result((None, exception_info(error, skip=1)))
-        else:
-            self._came.set_result((_END, None))
-
-    def close(self) -> None:
-        if self._task is None:
-            return
-        self._task.cancel()
-        try:
-            self._loop.run_until_complete(self._task)
-        except asyncio.CancelledError:
-            pass
-        except BaseException:
-            _report()
-
-
-def _report() -> None:
-    sys.stderr.write(f"an exception while a stream was being closed:\n{traceback.format_exc()}")
+            sys.stderr.write(f"an exception while a stream was being closed:\n{traceback.format_exc()}")
 
 
 class _Stream:
@@ -129,14 +76,12 @@ class Streams:
 
     Args:
         path: of the function, for messages.
-        function: returns a generator or an async generator.
-        loop: gives the event loop that async generators run on.
+        function: returns a generator.
     """
 
-    def __init__(self, path: str, function: Callable[..., Any], loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    def __init__(self, path: str, function: Callable[..., Any]) -> None:
         self._path = path
         self._function = function
-        self._loop = loop
         self._streams: dict[int, _Stream] = {}
         self._turns: deque[_Stream] = deque()
 
@@ -173,26 +118,27 @@ class Streams:
         if not self._turns:
             return False
         stream = self._turns.popleft()
+        if not running.claim(stream.job):
+            self._end(stream)
+            return True
         if stream.items is None and stream.job.expired:
             self._end(stream)
             replies.failed(stream.job, EXPIRED)
             return True
         running.begin([stream.job.id])
-        try:
-            if stream.left:
-                self._leave(stream, replies, CANCELLED)
-            else:
-                self._advance(stream, replies)
-        finally:
-            running.end()
+        if stream.left:
+            self._leave(stream, replies, CANCELLED)
+        else:
+            self._advance(stream, replies)
+        running.end()
         return True
 
     def _advance(self, stream: _Stream, replies: Replies) -> None:
         try:
             if stream.items is None:
-                stream.items = self._begin(stream.job)
+                stream.items = _Items(self._function, stream.job)
             item = stream.items.next()
-        except GeneratorFailed as error:
+        except (GeneratorFailed, Unreadable) as error:
             self._end(stream)
             replies.failed(stream.job, error.info)
             return
@@ -201,30 +147,18 @@ class Streams:
             replies.done(stream.job, _NOTHING)
             return
         try:
-            replies.item(stream.job, *pack(item))
-        except UnsendableError as error:
-            message = f"an item of {self._path} cannot be sent back: {error}; yield plain data or numpy arrays"
-            self._leave(stream, replies, ErrorInfo(kind="unsendable", message=message))
+            body, payload = pack(item)
+        except BaseException as error:
+            self._leave(stream, replies, unsendable_item(self._path, error))
+            return
+        try:
+            replies.item(stream.job, body, payload)
         except EngineError as error:
             self._leave(stream, replies, error.info())
         else:
             stream.credit -= 1
             if stream.credit > 0:
                 self._turns.append(stream)
-
-    def _begin(self, job: Job) -> _Items:
-        try:
-            args, kwargs = unpack(job.body, job.payload)
-        except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
-            message = f"the arguments cannot be read: {error}"
-            raise GeneratorFailed(ErrorInfo(kind="input", message=message)) from error
-        try:
-            generator = self._function(*args, **kwargs)
-        except BaseException as error:  # arguments that do not fit
-            raise GeneratorFailed(exception_info(error, skip=1)) from error
-        if isinstance(generator, AsyncGenerator):
-            return _AsyncItems(generator, self._loop())
-        return _SyncItems(generator)
 
     def _leave(self, stream: _Stream, replies: Replies, error: ErrorInfo) -> None:
         self._end(stream)
@@ -233,4 +167,5 @@ class Streams:
         replies.failed(stream.job, error)
 
     def _end(self, stream: _Stream) -> None:
-        del self._streams[stream.job.id]
+        if self._streams.get(stream.job.id) is stream:  # one that was taken back may have come again
+            del self._streams[stream.job.id]

@@ -229,6 +229,12 @@ class OnnxEngine(StepEngine):
                 self._requests[texts[0].job].error = exception_info(result)
                 self._batcher.drop(texts[0].job)
                 continue
+            if result.shape != (len(texts), self._dim):  # of a model that does what it did not when it was tried
+                error = EngineError("decode", f"the model gave {result.shape} for {len(texts)} texts")
+                for job in {text.job for text in texts}:
+                    self._requests[job].error = error.info()
+                    self._batcher.drop(job)
+                continue
             for text, vector in zip(texts, result, strict=True):
                 request = self._requests[text.job]
                 request.vectors[text.place] = vector
@@ -244,8 +250,13 @@ class OnnxEngine(StepEngine):
         del self._requests[job_id]
         if request.error is not None:
             replies.failed(request.job, request.error)
-        else:
-            replies.done(request.job, msgspec.msgpack.encode(request.vectors.shape), request.vectors.tobytes())
+            return
+        try:
+            data = request.vectors.tobytes()
+        except MemoryError as error:
+            replies.failed(request.job, exception_info(error))
+            return
+        replies.done(request.job, msgspec.msgpack.encode(request.vectors.shape), data)
 
     def _drop(self, job_id: int, reason: ErrorInfo, replies: Replies) -> None:
         if self._batcher.drop(job_id):

@@ -41,11 +41,11 @@ def test_begin_and_end(board):
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=600))
-def test_the_first_509_ids_are_remembered(ids):
+def test_the_first_488_ids_are_remembered(ids):
     board = Board.create()
     try:
         board.begin(ids)
-        assert board.running() == tuple(ids[:509])
+        assert board.running() == tuple(ids[:488])
         board.begin([])
         assert board.running() == ()
     finally:
@@ -54,13 +54,13 @@ def test_the_first_509_ids_are_remembered(ids):
 
 def test_many_ids(board):
     board.begin(range(1, 2000))
-    assert board.running() == tuple(range(1, 510))
+    assert board.running() == tuple(range(1, 489))
 
 
 def test_a_writer_that_died_while_writing_leaves_a_readable_board(board):
     board.begin([1, 2, 3])
     struct.pack_into("<Q", board._page, 0, 2**64 - 1)  # no count that a writer writes
-    assert len(board.running()) == 509
+    assert len(board.running()) == 488
     struct.pack_into("<Q", board._page, 0, 0)
     assert board.running() == ()
 

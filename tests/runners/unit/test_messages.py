@@ -35,7 +35,7 @@ def test_the_wire_format():
     assert on_the_wire(Cancel(7)) == ["cancel", 7]
     assert on_the_wire(Drain()) == ["drain"]
     assert on_the_wire(Done(7, body)) == ["done", 7, [1]]
-    assert on_the_wire(Ready(16, {"dim": 3})) == ["ready", 16, {"dim": 3}, {}]
+    assert on_the_wire(Ready(16, {"dim": 3})) == ["ready", 16, {"dim": 3}, {}, 0, False]
     assert on_the_wire(Failed(7, ErrorInfo(kind="k", message="m"))) == [
         "failed", 7, {"kind": "k", "message": "m", "type": "", "traceback": "", "numbers": {},
                           "outcome": "failure", "retry_after": None},

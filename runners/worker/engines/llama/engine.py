@@ -19,14 +19,14 @@ import itertools
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from runners.protocol.generation import Ask, Chat, Complete, Embed, Sampling, Tokenize
 from runners.protocol.messages import ErrorInfo
-from runners.worker.engines.base import CANCELLED, EngineError, Job, Replies, Running, StepEngine
+from runners.worker.engines.base import CANCELLED, EngineError, Job, Replies, Running, StepEngine, error_info
 from runners.worker.engines.llama.cache import Saved
 from runners.worker.engines.llama.loading import Options, load, parse_options, parts_of, stored_tokens
 from runners.worker.engines.llama.logs import Log
@@ -48,6 +48,9 @@ from runners.worker.engines.llama.slots import (
     Slots,
     Truncate,
 )
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _decode_ask = msgspec.msgpack.Decoder(Ask).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -160,17 +163,13 @@ class LlamaEngine(StepEngine):
             worked = True
             job = self._new.popleft()
             running.begin([job.id])
-            try:
-                self._take_up(job, replies)
-            finally:
-                running.end()
+            self._take_up(job, replies)
+            running.end()
         if self._pooled.waiting:
             worked = True
             running.begin(self._pooled.next_ids())
-            try:
-                self._pooled.step(replies)
-            finally:
-                running.end()
+            self._pooled.step(replies)
+            running.end()
         while commands := self._slots.admit():
             self._run(commands)
         pieces = self._slots.plan()
@@ -179,10 +178,8 @@ class LlamaEngine(StepEngine):
             self._run(commands)
             return worked or bool(commands) or (not self._slots.live and self._context.cache.tidy())
         running.begin(list({self._generations[piece.job].request.job.id: None for piece in pieces}))
-        try:
-            self._compute(pieces, replies)
-        finally:
-            running.end()
+        self._compute(pieces, replies)
+        running.end()
         return True
 
     def _send(self, replies: Replies) -> bool:
@@ -205,10 +202,10 @@ class LlamaEngine(StepEngine):
                 replies.done(job, _encode(len(tokens) if ask.count else tokens))
             else:
                 self._begin(job, ask)
-        except EngineError as error:
-            replies.failed(job, error.info())
         except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
             replies.failed(job, ErrorInfo(kind="input", message=f"the request cannot be read: {type(error).__name__}"))
+        except Exception as error:  # memory that there is not, for one: this request's error, and not the others'
+            replies.failed(job, error_info(error))
 
     def _begin(self, job: Job, ask: Complete | Chat) -> None:
         sampling = ask.sampling
@@ -225,7 +222,7 @@ class LlamaEngine(StepEngine):
         except PromptTooLong as error:
             self._drop(request, keep=False)
             raise _too_long(len(tokens), sampling, most, self._context.cells) from error
-        except EngineError:
+        except Exception:
             self._drop(request, keep=False)
             raise
         self._requests[job.id] = request
@@ -235,7 +232,7 @@ class LlamaEngine(StepEngine):
         sampler = Sampler(self._model, request.sampling, choice=choice, grammar=grammar, context=self._context.cells)
         try:
             self._slots.submit(number, tokens, most, alone=request.job.alone)
-        except ValueError:
+        except Exception:
             sampler.free()
             raise
         sampler.seen(tokens)
@@ -332,31 +329,41 @@ class LlamaEngine(StepEngine):
                 continue
             request = generation.request
             try:
-                token = generation.sampler.choose(self._context.pointer, rows[piece.job], logits[number])
-            except EngineError as error:
+                self._take(generation, rows[piece.job], logits[number])
+            except Exception as error:
                 self._drop(request, keep=True)
                 requests.pop(request.job.id, None)
-                replies.failed(request.job, error.info())
+                replies.failed(request.job, error_info(error))
                 continue
             requests[request.job.id] = request
-            ends = self._model.ends(token)
-            if request.sampling.logprobs is not None and not ends:
-                generation.note(logprob(self._model, logits[number], token, request.sampling.logprobs))
-            reason = generation.take(self._model.piece(token, special=bool(request.tool_names)), ends=ends)
-            if reason is None:
-                self._slots.sampled(piece.job, token)
-            else:
-                generation.finish(reason)
-                self._end(generation, keep=True)
         for request in requests.values():
             self._after(request, replies)
 
+    def _take(self, generation: Generation, row: int, logits: NDArray[np.float32]) -> None:
+        """Choose the next token of a sequence, and end the sequence if that is the last one."""
+        request = generation.request
+        token = generation.sampler.choose(self._context.pointer, row, logits)
+        ends = self._model.ends(token)
+        if request.sampling.logprobs is not None and not ends:
+            generation.note(logprob(self._model, logits, token, request.sampling.logprobs))
+        reason = generation.take(self._model.piece(token, special=bool(request.tool_names)), ends=ends)
+        if reason is None:
+            self._slots.sampled(generation.number, token)
+        else:
+            generation.finish(reason)
+            self._end(generation, keep=True)
+
     def _after(self, request: Request, replies: Replies) -> None:
         """Something was generated, or its reader has taken something."""
-        request.send(replies)
-        if request.complete:
-            del self._requests[request.job.id]
-            request.answer(replies)
+        try:
+            request.send(replies)
+            if request.complete:
+                request.answer(replies)
+                del self._requests[request.job.id]
+                return
+        except Exception as error:  # it cannot be sent: this request's error, and not the others'
+            self._drop(request, keep=True)
+            replies.failed(request.job, error_info(error))
             return
         for generation in request.running:
             if request.held_up:

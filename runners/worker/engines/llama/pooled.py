@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from runners.worker.engines.base import CANCELLED, EngineError, Job, Replies
+from runners.worker.engines.base import CANCELLED, EngineError, Job, Replies, error_info
 from runners.worker.engines.llama.logs import Log
 from runners.worker.engines.llama.model import Model
 from runners.worker.engines.llama.native import Context, DecodeFailed
@@ -112,11 +112,11 @@ class Pooled:
         texts = self._pass()
         try:
             vectors = self._made().decode_pooled([(seq, work.texts[n]) for seq, (work, n) in enumerate(texts)])
-        except (EngineError, DecodeFailed) as error:
-            failure = error if isinstance(error, EngineError) else EngineError("decode", str(error))
+        except Exception as error:
+            failure = EngineError("decode", str(error)) if isinstance(error, DecodeFailed) else error
             for work in dict.fromkeys(work for work, _ in texts):
                 self._queue.remove(work)
-                replies.failed(work.job, failure.info())
+                replies.failed(work.job, error_info(failure))
             return
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
@@ -125,7 +125,12 @@ class Pooled:
             work.next = number + 1
         while self._queue and self._queue[0].next == len(self._queue[0].texts):
             work = self._queue.popleft()
-            replies.done(work.job, _encode(work.vectors.shape), work.vectors.tobytes())
+            try:
+                data = work.vectors.tobytes()
+            except MemoryError as error:
+                replies.failed(work.job, error_info(error))
+                continue
+            replies.done(work.job, _encode(work.vectors.shape), data)
 
     def _made(self) -> Context:
         if self._context is None:

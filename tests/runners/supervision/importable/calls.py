@@ -159,6 +159,12 @@ def native_hang(path):
     ctypes.PyDLL(None).sleep(60)
 
 
+def native_nap(path, seconds):
+    """The same for a while."""
+    mark(path)
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
 def speak(*pieces):
     for piece in pieces:
         os.write(1, piece)

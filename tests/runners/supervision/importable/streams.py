@@ -75,6 +75,11 @@ def first_held(path, go, n):
     yield from range(n)
 
 
+async def first_held_async(path, go, n):
+    for item in first_held(path, go, n):  # and with it the event loop
+        yield item
+
+
 def raises(n):
     yield from range(n)
     raise ValueError("after the items")
