@@ -145,7 +145,7 @@ async def test_a_call_that_jumps_by_a_gigabyte_is_killed_in_time_and_refused_aft
     killed = []
     with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
         async with FunctionRunner("memory_calls:act", memory_hard=hard, idempotent=True) as act:
-            jumping = asyncio.create_task(act("climb", str(mark), hard, 1024 * MIB))
+            jumping = asyncio.create_task(act("climb", str(mark), hard // 2, 1024 * MIB))
             await asyncio.sleep(0)
             others = [asyncio.create_task(act("echo", n)) for n in range(20)]
             while not jumping.done():
@@ -157,9 +157,9 @@ async def test_a_call_that_jumps_by_a_gigabyte_is_killed_in_time_and_refused_aft
             stats = act.stats()
             assert stats.restarts == {"hard_budget": 2}
             assert (stats.submitted, stats.answered, stats.failed) == (21, 20, 1)
-    over = [float(line) for line in mark.read_text().split()] if mark.exists() else []
-    for crossed, end in zip(over, killed, strict=False):  # with a fast look it never gets so far
-        assert end - crossed < 0.25
+    halfway = [float(line) for line in mark.read_text().split()]
+    # It climbs on and then holds for 20 s. How soon after the budget it is ended, `make chaos` measures.
+    assert [end - crossed < 10 for crossed, end in zip(halfway, killed, strict=True)] == [True, True]
 
 
 async def test_the_hard_budget_holds_while_every_thread_of_the_application_is_busy(until):
