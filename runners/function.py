@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -34,6 +35,8 @@ class FunctionRunner(Runner):
             only as long as its reader has got no item.
         concurrency: calls of an `async def` function, or open streams of a generator function, that one worker runs at
             once. None: 16. A plain function runs one call at a time.
+        initializer: ``"module:function"``, called once in each worker, without arguments, before it takes calls. Where
+            `function` names a class whose instances can be called, one instance is made in each worker.
         window: items of one stream that may be on the way before its reader takes them; then the generator is paused.
 
     The other keywords are those of `Runner`.
@@ -49,6 +52,7 @@ class FunctionRunner(Runner):
         max_requests: int | None = None,
         idempotent: bool = False,
         concurrency: int | None = None,
+        initializer: str | None = None,
         window: int = 32,
         name: str | None = None,
         workers: int | tuple[int, int] | Autoscale = 1,
@@ -74,17 +78,18 @@ class FunctionRunner(Runner):
                 "the worker imports it afresh, and nothing is pickled"
             )
             raise TypeError(msg)
-        module, _, attribute = function.partition(":")
-        if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
-            raise FunctionNotFound(f"function={function!r} is not of the form 'module:function'")
+        _check_name("function", function)
         _check_count("window", window, _MAX_WINDOW)
         if concurrency is not None:
             _check_count("concurrency", concurrency, _MAX_CONCURRENCY)
         options: dict[str, Any] = {"function": function}
         if concurrency is not None:
             options["concurrency"] = concurrency
+        if initializer is not None:
+            _check_name("initializer", initializer)
+            options["initializer"] = initializer
         super().__init__(
-            name=name or attribute,
+            name=name or function.partition(":")[2],
             engine="function",
             options=options,
             memory=memory,
@@ -159,7 +164,7 @@ class FunctionRunner(Runner):
 
     def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Payload]:
         try:
-            body, payload = pack((args, kwargs))
+            body, payload = pack((args, kwargs, *_tracing()))
         except UnsendableError as error:
             raise UnsendableValue(
                 f"{self.name}: an argument cannot be sent: {error}; pass plain data or numpy arrays"
@@ -170,6 +175,23 @@ class FunctionRunner(Runner):
                 f"{self.name}: the arguments are {size:,} bytes; at most {MAX_FRAME // 2:,} can be sent"
             )
         return body, payload
+
+
+def _check_name(name: str, value: str) -> None:
+    module, _, attribute = value.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+        raise FunctionNotFound(f"{name}={value!r} is not of the form 'module:function'")
+
+
+def _tracing() -> tuple[dict[str, str], ...]:
+    """The OpenTelemetry context of the caller, for a program that uses it and has one."""
+    if "opentelemetry.trace" not in sys.modules:
+        return ()
+    from opentelemetry import propagate  # noqa: PLC0415 - an extra, which this program has
+
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return (carrier,) if carrier else ()
 
 
 def _check_count(name: str, value: object, most: int) -> None:

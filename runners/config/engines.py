@@ -146,6 +146,7 @@ class FunctionSection(RunnerSection, frozen=True, kw_only=True):
     function: str
     idempotent: bool = False
     concurrency: int | None = None
+    initializer: str | None = None
     window: int = 32
     timeout: float = 60
     heartbeat: float | None = None

@@ -59,6 +59,8 @@ class Exit:
             return f"was ended by the runner ({self.reason})"
         if self.code is None:
             return "ended; how is not known, since the application ignores SIGCHLD or waits for any child"
+        if self.code == 0:
+            return "exited with status 0 without having been asked to"
         if self.code >= 0:
             return f"exited with status {self.code}"
         if self.oom:

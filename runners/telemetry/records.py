@@ -23,12 +23,13 @@ from runners.supervision.events import (
 )
 
 #: Ends of a worker that were meant: a replacement says so itself, in `WorkerReplaced`.
-_MEANT = frozenset({"drained", "stopped", "exit_0"})
+_MEANT = frozenset({"drained", "stopped"})
 _HINTS = {
     "start_failed": "it could not be loaded; the error that `start` raised says why",
     "hard_budget": "raise memory_hard= if the load is legitimate; else find what grows",
     "oom_kill": "set memory= below what the machine or its cgroup has",
     "sigsegv": "a crash in native code: update the engine, or report it with the last lines of its standard error",
+    "exit_0": "its own code ended it (sys.exit, os._exit): find what does, or have it raise an exception",
     "start_timeout": "raise start_timeout=, or look for what keeps the model from loading",
 }
 

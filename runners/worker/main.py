@@ -45,6 +45,7 @@ def main() -> None:
     JSON``.
     """
     arguments = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+    del sys.argv[1:]  # ours, and nothing that the function's libraries should parse
     _die_with(int(arguments["--parent"]))
     apply(arguments["--resources"])
     faulthandler.enable()  # a segmentation fault then leaves the Python stack in the last lines of standard error

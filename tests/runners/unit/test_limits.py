@@ -121,7 +121,7 @@ def test_without_a_heartbeat_a_step_may_take_its_time_but_must_begin():
 @pytest.mark.parametrize(
     ("end", "label", "words"),
     [
-        (Exit(0, None, ""), "exit_0", "exited with status 0"),
+        (Exit(0, None, ""), "exit_0", "exited with status 0 without having been asked to"),
         (Exit(7, None, ""), "exit_7", "exited with status 7"),
         (
             Exit(-9, None, ""),
