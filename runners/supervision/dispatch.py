@@ -62,7 +62,7 @@ class Dispatcher:
     """
 
     def __init__(
-        self, name: str, *, queue: int, queue_bytes: int, fresh_comes: Callable[[], bool] = lambda: False
+        self, name: str, *, queue: int, queue_bytes: int = 1 << 30, fresh_comes: Callable[[], bool] = lambda: False
     ) -> None:
         self.name = name
         self.workers: list[Worker] = []
