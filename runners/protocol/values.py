@@ -166,6 +166,12 @@ def _is_array(numpy: Any, thing: Any) -> bool:
     """Whether it is an array whose bytes are all of it: no objects, no fields, no mask."""
     if not isinstance(thing, numpy.ndarray) or isinstance(thing, numpy.ma.MaskedArray):
         return False
+    if thing.dtype.isbuiltin == 2:  # registered with numpy by another library
+        msg = (
+            f"an array of {thing.dtype.name} cannot be sent between processes: numpy has no such type of its own; send "
+            "array.astype('float32'), or array.view('uint8') and its type beside it"
+        )
+        raise UnsendableError(msg)
     return not thing.dtype.hasobject and thing.dtype.names is None
 
 
