@@ -6,10 +6,12 @@ import sys
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+import msgspec
+
 from runners.errors import FunctionNotFound, StreamMismatch, UnsendableValue
 from runners.protocol.frames import MAX_FRAME
 from runners.protocol.messages import stream_mismatch
-from runners.protocol.parts import Payload
+from runners.protocol.parts import Incoming, Payload
 from runners.protocol.values import UnsendableError, pack, unpack
 from runners.runner import Runner
 from runners.spec import Faults, Resources
@@ -131,7 +133,7 @@ class FunctionRunner(Runner):
             self._plain = self._check_kind(streamed=False)
         body, payload = self._packed(args, kwargs)
         answer, array_bytes = await self._ask_one(body, payload, timeout=None, redeliver=self.idempotent)
-        return unpack(answer, array_bytes)
+        return self._unpacked(answer, array_bytes)
 
     async def stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Call the generator function in a worker, and yield its items as they come.
@@ -152,7 +154,13 @@ class FunctionRunner(Runner):
         items = self._ask_stream(body, payload, window=self.window, timeout=None, redeliver=self.idempotent)
         with items:
             async for item, array_bytes in items:
-                yield unpack(item, array_bytes)
+                yield self._unpacked(item, array_bytes)
+
+    def _unpacked(self, body: msgspec.Raw, payload: Incoming) -> Any:
+        try:
+            return unpack(body, payload)
+        except (msgspec.DecodeError, ValueError, TypeError) as error:  # a `msgspec.Ext` with a code of ours
+            raise UnsendableValue(f"{self.name}: what the function returned cannot be read: {error}") from error
 
     def _check_kind(self, *, streamed: bool) -> bool:
         """Refuse the wrong way of calling, if a worker is up that has said what the function is; whether one has."""

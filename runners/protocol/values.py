@@ -196,8 +196,7 @@ def _ext(payload: bytes | Incoming, code: int, data: memoryview) -> Any:
     if code == _LARGE_BYTES:
         return _part(payload, msgspec.msgpack.decode(bytes(data), type=int)).data()
     if code not in (_ARRAY, _LARGE_ARRAY):
-        msg = f"unknown extension {code}"
-        raise ValueError(msg)
+        return msgspec.msgpack.Ext(code, bytes(data))  # the caller's own
     import numpy as np  # noqa: PLC0415 - only a process that gets an array needs it
 
     head: tuple[str, Sequence[int], int] = msgspec.msgpack.decode(bytes(data), type=tuple[str, list[int], int])

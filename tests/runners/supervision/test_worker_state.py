@@ -6,7 +6,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
 from runners import FunctionRunner
-from runners.errors import FunctionNotFound, StartFailed
+from runners.errors import FunctionNotFound, StartFailed, UnsendableValue
 
 pytestmark = pytest.mark.anyio
 
@@ -42,3 +42,10 @@ async def test_the_callers_span_is_the_parent_of_those_in_the_worker(function):
         with tracer.start_as_current_span("call") as current:
             assert await span() == format(current.get_span_context().trace_id, "032x")
         assert await span() == "0" * 32
+
+
+async def test_an_extension_crosses_or_is_refused():
+    async with FunctionRunner("msgspec.msgpack:Ext") as extension:
+        assert (await extension(42, b"own")).data == b"own"
+        with pytest.raises(UnsendableValue, match="what the function returned cannot be read"):
+            await extension(1, b"a code that arrays have")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,3 +20,8 @@ def test_they_are_refused_by_name(dtype, size):
 def test_plain_void_arrays_still_cross():
     array = np.array([b"ab"], dtype="V2")
     assert unpack(*pack(array)).tobytes() == array.tobytes()
+
+
+def test_extensions_of_the_caller_cross():
+    value = [msgspec.msgpack.Ext(42, b"own")]
+    assert unpack(*pack(value)) == value
