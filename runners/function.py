@@ -11,7 +11,7 @@ import msgspec
 from runners.errors import FunctionNotFound, StreamMismatch, UnsendableValue
 from runners.protocol.frames import MAX_FRAME
 from runners.protocol.messages import stream_mismatch
-from runners.protocol.parts import Incoming, Payload
+from runners.protocol.parts import Payload
 from runners.protocol.values import UnsendableError, pack, unpack
 from runners.runner import Runner
 from runners.spec import Faults, Resources
@@ -133,7 +133,10 @@ class FunctionRunner(Runner):
             self._plain = self._check_kind(streamed=False)
         body, payload = self._packed(args, kwargs)
         answer, array_bytes = await self._ask_one(body, payload, timeout=None, redeliver=self.idempotent)
-        return self._unpacked(answer, array_bytes)
+        try:
+            return unpack(answer, array_bytes)
+        except (msgspec.DecodeError, ValueError, TypeError) as error:
+            raise self._unreadable(error) from error
 
     async def stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Call the generator function in a worker, and yield its items as they come.
@@ -154,13 +157,14 @@ class FunctionRunner(Runner):
         items = self._ask_stream(body, payload, window=self.window, timeout=None, redeliver=self.idempotent)
         with items:
             async for item, array_bytes in items:
-                yield self._unpacked(item, array_bytes)
+                try:
+                    value = unpack(item, array_bytes)
+                except (msgspec.DecodeError, ValueError, TypeError) as error:
+                    raise self._unreadable(error) from error
+                yield value
 
-    def _unpacked(self, body: msgspec.Raw, payload: Incoming) -> Any:
-        try:
-            return unpack(body, payload)
-        except (msgspec.DecodeError, ValueError, TypeError) as error:  # a `msgspec.Ext` with a code of ours
-            raise UnsendableValue(f"{self.name}: what the function returned cannot be read: {error}") from error
+    def _unreadable(self, error: Exception) -> UnsendableValue:  # a `msgspec.Ext` with a code of ours
+        return UnsendableValue(f"{self.name}: what the function returned cannot be read: {error}")
 
     def _check_kind(self, *, streamed: bool) -> bool:
         """Refuse the wrong way of calling, if a worker is up that has said what the function is; whether one has."""
@@ -172,7 +176,8 @@ class FunctionRunner(Runner):
 
     def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Payload]:
         try:
-            body, payload = pack((args, kwargs, *_tracing()))
+            traced = "opentelemetry.trace" in sys.modules  # imported by a program that uses it
+            body, payload = pack((args, kwargs, *_tracing()) if traced else (args, kwargs))
         except UnsendableError as error:
             raise UnsendableValue(
                 f"{self.name}: an argument cannot be sent: {error}; pass plain data or numpy arrays"
@@ -192,9 +197,7 @@ def _check_name(name: str, value: str) -> None:
 
 
 def _tracing() -> tuple[dict[str, str], ...]:
-    """The OpenTelemetry context of the caller, for a program that uses it and has one."""
-    if "opentelemetry.trace" not in sys.modules:
-        return ()
+    """The OpenTelemetry context of the caller, if it has one."""
     from opentelemetry import propagate  # noqa: PLC0415 - an extra, which this program has
 
     carrier: dict[str, str] = {}

@@ -117,7 +117,10 @@ def _holds_large(value: Any, levels: int) -> bool:
         if type(next(iter(items))) in _PLAIN:
             return False  # of one kind, most probably
         items = islice(items, _LOOKED_AT)
-    return any(type(item) not in _PLAIN and levels and _holds_large(item, levels - 1) for item in items)
+    for item in items:  # noqa: SIM110 - any() takes a generator, which costs more than the rest
+        if type(item) not in _PLAIN and levels and _holds_large(item, levels - 1):
+            return True
+    return False
 
 
 def _is_large(value: Any) -> bool:

@@ -148,7 +148,7 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Give waiting requests to workers with room, the least loaded first."""
-        if self._suspects:
+        if self._suspects.waiting:
             self._suspects.give(self.workers, self._loop.time())
         while self._queue:
             request = self._queue[0]
@@ -226,7 +226,7 @@ class Dispatcher:
         else:
             self.counts["failed"] += request.waited_for
             request.fail(request_error(message.error, self.name))
-        if self._queue or self._suspects:
+        if self._queue or self._suspects.waiting:
             self.pump()
         self.note_idle()
 
@@ -324,7 +324,7 @@ class Dispatcher:
 
     def note_idle(self) -> None:
         """Set `idle` if there is nothing left."""
-        if self._queue or self._suspects:
+        if self._queue or self._suspects.waiting:
             return
         for worker in self.workers:
             if worker.in_flight:

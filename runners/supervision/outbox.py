@@ -21,19 +21,20 @@ class Outbox:
     """The large messages to one worker, and what must not overtake them.
 
     Attributes:
+        waiting: those that have not been sent whole, each with its frames.
         written: slices that have been written so far.
     """
 
     def __init__(self) -> None:
         self.written = 0
-        self._waiting: deque[tuple[Message, _Frames]] = deque()
+        self.waiting: deque[tuple[Message, _Frames]] = deque()
         self._transport: asyncio.Transport | None = None
         self._full = False
         self._scheduled = False
         self._next: tuple[bytes, bytes | memoryview] | None = None  # of the first one, once it has begun
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def connect(self, transport: asyncio.Transport) -> None:
         """Write to this from now on."""
@@ -46,27 +47,27 @@ class Outbox:
         Raises:
             FrameTooLarge: it exceeds the limit of a message.
         """
-        self._waiting.append((message, cut(message, payload)))
+        self.waiting.append((message, cut(message, payload)))
         self._schedule()
 
     def holds_back(self, message: Message) -> bool:
         """Whether a small message must go after one that waits here: it is about the same request, or about all."""
         number = getattr(message, "id", None)
-        return bool(self._waiting) and (number is None or self._position(number) is not None)
+        return bool(self.waiting) and (number is None or self._position(number) is not None)
 
     def put_behind(self, message: Message) -> None:
         """Send a small message after all that waits here."""
-        self._waiting.append((message, iter([(encode(message), b"")])))
+        self.waiting.append((message, iter([(encode(message), b"")])))
 
     def withdraw(self, number: int) -> bool:
         """Send no more of the request of this number; whether the worker will then never know of it."""
         position = self._position(number)
         if position is None:
             return False
-        del self._waiting[position]
+        del self.waiting[position]
         if position == 0 and self._next is not None:
             self._next = None
-            self._waiting.appendleft((Message(), iter([(DISCARD, b"")])))
+            self.waiting.appendleft((Message(), iter([(DISCARD, b"")])))
             self._schedule()
         return True
 
@@ -81,32 +82,32 @@ class Outbox:
 
     def clear(self) -> None:
         """The worker has gone."""
-        self._waiting.clear()
+        self.waiting.clear()
         self._next = None
         self._transport = None
 
     def _position(self, number: int) -> int | None:
-        for position, (message, _) in enumerate(self._waiting):
+        for position, (message, _) in enumerate(self.waiting):
             if getattr(message, "id", None) == number:
                 return position
         return None
 
     def _schedule(self) -> None:
-        if self._waiting and not self._scheduled and not self._full and self._transport is not None:
+        if self.waiting and not self._scheduled and not self._full and self._transport is not None:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._write)
 
     def _write(self) -> None:
         self._scheduled = False
         transport = self._transport
-        if self._full or transport is None or transport.is_closing() or not self._waiting:
+        if self._full or transport is None or transport.is_closing() or not self.waiting:
             return
-        frames = self._waiting[0][1]
+        frames = self.waiting[0][1]
         frame = next(frames) if self._next is None else self._next
         # Looked at now: a message that has been written to its end is no longer one that can be withdrawn.
         self._next = next(frames, None)
         if self._next is None:
-            self._waiting.popleft()
+            self.waiting.popleft()
         self.written += 1
         for part in frame:
             if part:

@@ -191,7 +191,7 @@ class WorkerProcess:
         if isinstance(payload, Parts) or size + len(payload) > SLICE:
             self._outbox.put(message, payload)
             return
-        if self._outbox and self._outbox.holds_back(message):
+        if self._outbox.waiting and self._outbox.holds_back(message):
             self._outbox.put_behind(message)
             return
         if not self._out and not now:

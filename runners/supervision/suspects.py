@@ -21,21 +21,24 @@ class Suspects:
 
     Args:
         fresh_comes: whether a new worker is on its way.
+
+    Attributes:
+        waiting: the queue itself, to look at.
     """
 
     def __init__(self, fresh_comes: Callable[[], bool]) -> None:
         self.fresh_comes = fresh_comes
-        self._queue: deque[Request] = deque()
+        self.waiting: deque[Request] = deque()
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self.waiting)
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self._queue)
+        return iter(self.waiting)
 
     def put(self, requests: Iterable[Request]) -> None:
         """Requests of a worker that died: before those of earlier ones, in their own order."""
-        self._queue.extendleft(reversed(list(requests)))
+        self.waiting.extendleft(reversed(list(requests)))
 
     def remove(self, request: Request) -> None:
         """Its caller has left.
@@ -43,11 +46,11 @@ class Suspects:
         Raises:
             ValueError: it does not wait here.
         """
-        self._queue.remove(request)
+        self.waiting.remove(request)
 
     def take(self) -> Request:
         """The first one."""
-        return self._queue.popleft()
+        return self.waiting.popleft()
 
     def give(self, workers: Iterable[Worker], now: float) -> None:
         """Give them to workers that have nothing else to do.
@@ -55,8 +58,8 @@ class Suspects:
         While a new worker is on its way they wait for it. Where none is, the worker with the least to do is given
         nothing else until it is empty.
         """
-        while self._queue:
-            if not self._queue[0].waited_for:
+        while self.waiting:
+            if not self.waiting[0].waited_for:
                 self.take()
                 continue
             free = [worker for worker in workers if worker.state == "ready" and not worker.in_flight]
