@@ -26,6 +26,7 @@ class Worker:
     """A fresh one that runs what it is given."""
 
     state, pid, private, baseline, answered, suspects, reserved = "ready", 7, 100, 100, 0, 0, False
+    recallable = False
 
     def __init__(self):
         self.in_flight = {}
@@ -39,6 +40,9 @@ class Worker:
 
     def running(self):
         return frozenset(self.in_flight)
+
+    def has_begun(self, request):
+        return request.id in self.in_flight
 
 
 @pytest.mark.parametrize(("exit_", "allowed"), [(KILLED, 8), (CRASHED, 2)], ids=["killed", "crashed"])
