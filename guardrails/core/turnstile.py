@@ -258,7 +258,7 @@ class Turnstile(Gate):
                 self._fit()
 
     def _resize(self, change: Callable[[], None]) -> None:
-        """Change what the books' size depends on, under the lock, and let in those that find room now.
+        """Change what the queue's room depends on, under the lock, and let in those that find room now.
 
         Those that are in stay in, even if they are too many.
         """

@@ -26,7 +26,8 @@ class StreamTask:
     Attributes:
         item: the last one that came.
         ended: whether the generator has no further item.
-        error: what it ended with, if it did not end well. Whoever raises it sets it to None: its traceback holds this.
+        error: what it ended with, if it did not end well. The code that raises it sets it to None: its traceback
+            holds this.
     """
 
     __slots__ = (

@@ -112,7 +112,7 @@ class Arriving:
         return self.filled == self.size
 
     def memory(self) -> memoryview:
-        """What came, as memory that belongs to whoever holds this view."""
+        """What came, as memory that belongs to the holder of this view."""
         return self._view
 
     def data(self) -> bytes:

@@ -48,7 +48,7 @@ def _wait(loop: asyncio.AbstractEventLoop, popen: subprocess.Popen[bytes], ended
 
 
 def exit_code(popen: subprocess.Popen[bytes]) -> int | None:
-    """The status of a process that has ended, as `subprocess` has it; None where somebody else has fetched it."""
+    """The status of a process that has ended, as `subprocess` has it; None where other code has fetched it."""
     if popen.returncode is None:
         try:
             _, status = os.waitpid(popen.pid, 0)

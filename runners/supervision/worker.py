@@ -238,8 +238,8 @@ class Worker:
         self.process.send(message, request.payload, size=len(request.body), now=idle)
 
     def cancel(self, request: Request) -> None:
-        """Tell it that nobody waits for a request any more. The request stays in flight until it is answered; one that
-        has not been sent whole is not sent at all.
+        """Notify it that no caller waits for a request any more. The request stays in flight until it is answered; one
+        that has not been sent whole is not sent at all.
         """
         if self.process.withdraw(request.id):
             del self.in_flight[request.id]

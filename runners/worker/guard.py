@@ -20,7 +20,7 @@ import select
 import signal
 import time
 
-#: Seconds between two looks at the worker's process where its pipe does not tell: a fork in native code may hold it.
+#: Seconds between two looks at the worker's process where its pipe does not show it: a fork in native code may hold it.
 _LOOK = 5.0
 _LONGEST_PAUSE = 0.2
 _ROUNDS = 5

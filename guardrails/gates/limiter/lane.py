@@ -256,7 +256,7 @@ class Lane:
         return self.first is pending or now >= min(pending.turn + LATE, pending.deadline)
 
     def sleep(self, pending: Pending, now: float) -> float:
-        """Seconds for which a call that waits may sleep, if nobody wakes it; 0 and less when its time is over."""
+        """Seconds for which a call that waits may sleep unless it is woken; 0 and less when its time is over."""
         if self.first is pending:
             at = self._first_turn(now)
         elif pending.hurried or next(iter(self._homes[pending.home].pending)) is pending:
@@ -268,7 +268,7 @@ class Lane:
         return min(at, pending.deadline) - now
 
     def _first_turn(self, now: float) -> float:
-        assert self.first is not None  # noqa: S101 - somebody waits
+        assert self.first is not None  # noqa: S101 - there is a waiter
         return Plan(self.buckets, now).when(self.first.amounts, now)
 
     def _gone(self, gone: Iterable[Pending]) -> list[Waiter[Pending]]:

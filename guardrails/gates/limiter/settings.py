@@ -76,7 +76,7 @@ def limits_of(where: str, limit: Cost, per: float, burst: Cost | None) -> tuple[
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a limiter lets in, as it was told: the arguments of `limiter`, unchecked until `rates` reads them."""
+    """How much a limiter lets in: the arguments of `limiter`, unchecked until `rates` reads them."""
 
     requests: float | None
     tokens: float | None

@@ -37,7 +37,7 @@ def cache(
     """Keep what calls return, and give it to calls that are the same. Only successes are kept, and `errors`.
 
     Calls that are the same and come at the same time are made once: the others wait, and get the same result or the
-    same error. A caller who is cancelled takes nobody along. A function that calls itself with the same arguments is
+    same error. A caller that is cancelled cancels no other. A function that calls itself with the same arguments is
     run, as one that would wait for itself through others.
 
     Functions may share a cache; a call is told apart by its function and its arguments, as they are written: `f(1)` and
