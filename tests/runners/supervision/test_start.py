@@ -81,9 +81,9 @@ async def test_the_worker_program_is_missing():
         await FunctionRunner("calls:echo", python="/nonexistent/python").start()
 
 
-@pytest.mark.parametrize(("program", "status"), [("true", 0), ("false", 1)])
-async def test_a_program_that_exits_at_once(program, status):
-    with pytest.raises(StartFailed, match=f"exited with status {status} while it was loading"):
+@pytest.mark.parametrize(("program", "how"), [("true", "status 0 without having been asked to"), ("false", "status 1")])
+async def test_a_program_that_exits_at_once(program, how):
+    with pytest.raises(StartFailed, match=f"exited with {how} while it was loading"):
         await FunctionRunner("calls:echo", python=f"/bin/{program}").start()
 
 

@@ -470,7 +470,7 @@ TABLES = st.fixed_dictionaries(
                     "queue": st.sampled_from([0, 10, 5000, 50_000]),
                     "resources": st.sampled_from([{"threads": 64}, {"nice": 3}]),
                 },
-            ),
+            ).filter(lambda runner: (runner.get("queue"), runner.get("workers")) != (0, [0, 1])),  # refused
             max_size=3,
         ),
         "services": st.dictionaries(
