@@ -100,7 +100,7 @@ async def fuzz_workers(count: int, seed: int) -> Counter[str]:
     for _ in range(count):
         ready: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        worker = WorkerProcess(SPEC, on_message=_first_message(ready), on_exit=ended.set_result)
+        worker = WorkerProcess(SPEC, on_message=_first_message(ready), on_exit=ended.set_result, on_sent=lambda _: None)
         await worker.start()
         await ready
         transport = worker._transport

@@ -174,7 +174,7 @@ class Dispatcher:
         back: list[Request] = []
         for worker in self.workers:
             worker.renew()
-            if worker.not_begun():
+            if worker.has_waiting():
                 waiting = True
                 # What runs one call at a time gets the next one when it has ended. Of several at once, each has a turn
                 # soon, unless another worker is free.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from runners.protocol.frames import DISCARD, cut, encode
 from runners.protocol.messages import Message
@@ -20,12 +20,17 @@ _Frames = Iterator[tuple[bytes, bytes | memoryview]]
 class Outbox:
     """The large messages to one worker, and what must not overtake them.
 
+    Args:
+        last: called with each message just before the last of it is written. It arrives after all that is written by
+            then, and before all that is written later.
+
     Attributes:
         waiting: those that have not been sent whole, each with its frames.
         written: slices that have been written so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last: Callable[[Message], None]) -> None:
+        self._last = last
         self.written = 0
         self.waiting: deque[tuple[Message, _Frames]] = deque()
         self._transport: asyncio.Transport | None = None
@@ -102,12 +107,13 @@ class Outbox:
         transport = self._transport
         if self._full or transport is None or transport.is_closing() or not self.waiting:
             return
-        frames = self.waiting[0][1]
+        message, frames = self.waiting[0]
         frame = next(frames) if self._next is None else self._next
         # Looked at now: a message that has been written to its end is no longer one that can be withdrawn.
         self._next = next(frames, None)
         if self._next is None:
             self.waiting.popleft()
+            self._last(message)
         self.written += 1
         for part in frame:
             if part:

@@ -83,6 +83,7 @@ class WorkerProcess:
         *,
         on_message: Callable[[ToParent, Incoming], None],
         on_exit: Callable[[Exit], None],
+        on_sent: Callable[[Message], None],
         python: str | None = None,
     ) -> None:
         self.spec = spec
@@ -92,10 +93,11 @@ class WorkerProcess:
         self.python = python or sys.executable
         self._on_message = on_message
         self._on_exit = on_exit
+        self._on_sent = on_sent
         self._popen: subprocess.Popen[bytes]
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
-        self._outbox = Outbox()
+        self._outbox = Outbox(self._last)
         self._reason: str | None = None
         self._expected: str | None = None
         self._dead = False
@@ -181,24 +183,32 @@ class WorkerProcess:
 
     # Speaking
 
-    def send(self, message: Message, payload: Payload = b"", *, size: int = 0, now: bool = False) -> None:
+    def send(self, message: Message, payload: Payload = b"", *, size: int = 0, now: bool = False) -> bool:
         """Send a message. All of one turn of the event loop go out with one system call, unless it must go `now`. A
         large one goes in slices, behind which small ones about other requests do not wait. `size`: of what is in the
         message itself, where that may be large.
+
+        Returns whether its place among all messages is settled. One that goes in slices has its place where the last of
+        it is: `on_sent` is called then.
 
         Nothing happens after the exit.
         """
         if isinstance(payload, Parts) or size + len(payload) > SLICE:
             self._outbox.put(message, payload)
-            return
+            return False
         if self._outbox.waiting and self._outbox.holds_back(message):
             self._outbox.put_behind(message)
-            return
+            return False
         if not self._out and not now:
             asyncio.get_running_loop().call_soon(self._flush)
         self._out.append(encode(message, payload))
         if now:
             self._flush()
+        return True
+
+    def _last(self, message: Message) -> None:
+        self._flush()  # what has its place already goes first
+        self._on_sent(message)
 
     @property
     def slices_sent(self) -> int:

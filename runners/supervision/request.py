@@ -29,7 +29,7 @@ class Request:
         accepted: when it came, on the loop's clock.
         given_at: when the first worker had it; None before.
         given_unfilled: whether the worker that runs it by itself, as a suspect, held little memory before.
-        place: its number among those that its present worker was given.
+        place: its number among those that its present worker was sent; 0 until all of it is on its way.
         affinity: what has the same goes to the same worker, if that has room; None: anywhere.
         waiting_bytes: of body and payload, while it waits in the queue.
         generation: of the model of the worker that had it last; see `ServedModel`.

@@ -22,6 +22,7 @@ from runners.protocol.messages import (
     Failed,
     Item,
     LoadFailed,
+    Message,
     More,
     Ready,
     Submit,
@@ -70,7 +71,7 @@ class Worker:
         recallable: whether what it has not begun can be taken back.
         limit: requests that it may have now: `capacity`, and some ahead while its steps are short.
         stalled: whether requests were taken back from it, and it has made no progress since.
-        given: requests that it was ever given; each one's number among them is its `place`.
+        given: requests that it was ever sent whole; each one's number among them is its `place`.
         baseline: private memory when loaded and warm, in bytes.
         private: private memory at the last reading, in bytes.
         answered: requests that it has answered.
@@ -118,16 +119,18 @@ class Worker:
         self._ahead = 0
         self.stalled = False
         self._stalled_at = 0
-        self._taken_back = 0  # the place of the last one that was taken back
         self._seen_claimed = 0
         self._seen_progress = 0
         self._seen_sent = 0
+        self._seen_slices = 0
         self._on_answer = on_answer
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
         self._exit: asyncio.Future[Exit] = self._loop.create_future()
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self.process = WorkerProcess(spec, on_message=self._message, on_exit=self._exited, python=python)
+        self.process = WorkerProcess(
+            spec, on_message=self._message, on_exit=self._exited, on_sent=self._sent, python=python
+        )
 
     @property
     def pid(self) -> int:
@@ -229,13 +232,22 @@ class Worker:
         self.in_flight[request.id] = request
         request.generation = self.generation
         self.suspects += request.suspect
-        self.given = request.place = self.given + 1
+        request.place = 0
         if request.given_at is None:
             request.given_at = now
         left = None if request.deadline is None else max(0.0, request.deadline - now)
         message = Submit(request.id, left, request.suspect, msgspec.Raw(request.body), request.window)
         # An idle one should not wait for the loop to come round.
-        self.process.send(message, request.payload, size=len(request.body), now=idle)
+        if self.process.send(message, request.payload, size=len(request.body), now=idle):
+            self.given = request.place = self.given + 1
+
+    def _sent(self, message: Message) -> None:
+        """The last of a large message is on its way: only now does the worker number it, if it is a request."""
+        if isinstance(message, Submit):
+            self.given += 1
+            request = self.in_flight.get(message.id)
+            if request is not None:
+                request.place = self.given
 
     def cancel(self, request: Request) -> None:
         """Notify it that no caller waits for a request any more. The request stays in flight until it is answered; one
@@ -251,20 +263,22 @@ class Worker:
         """Tell it that the reader of a stream has taken so many items."""
         self.process.send(More(request.id, count))
 
-    def not_begun(self) -> int:
-        """Requests that it was given, and has not begun or been relieved of."""
+    def has_waiting(self) -> bool:
+        """Whether it has requests that it has not begun. A suspect is there by itself, and waits for nothing."""
         board = self.process.board
-        if board is None or not self.recallable:
-            return 0
-        return self.given - max(board.claimed(), self._taken_back)
+        if board is None or not self.recallable or self.suspects:
+            return False
+        begun = board.claimed()
+        return any(not request.place or request.place > begun for request in self.in_flight.values())
 
     def held_up(self) -> bool:
-        """Whether it runs something, and has begun nothing since this was last asked."""
+        """Whether it runs something, and has begun nothing and read no large request since this was last asked."""
         board = self.process.board
         if board is None:
             return False
-        seen, self._seen_claimed = self._seen_claimed, board.claimed()
-        return self._seen_claimed == seen and board.busy_for() > 0.0
+        seen = self._seen_claimed, self._seen_slices
+        self._seen_claimed, self._seen_slices = now = board.claimed(), self.process.slices_sent
+        return now == seen and board.busy_for() > 0.0
 
     def recall(self) -> list[Request]:
         """Take back the requests that it has not begun, in order. It is given no others until it has made progress."""
@@ -274,9 +288,10 @@ class Worker:
         claimed = board.recall(self.given)
         if claimed is None:
             return []
-        self._taken_back = self.given
-        back = [request for request in self.in_flight.values() if request.place > claimed]
+        back = [request for request in self.in_flight.values() if not request.place or request.place > claimed]
         for request in back:
+            if not request.place:
+                self.process.withdraw(request.id)
             del self.in_flight[request.id]
         self.stalled = True
         self._stalled_at = board.progress()
@@ -297,6 +312,8 @@ class Worker:
     def has_begun(self, request: Request) -> bool:
         """Whether it has begun a request that it has, or may have: what is not known counts as begun."""
         board = self.process.board
+        if not request.place:
+            return False  # not all of it was sent
         return board is None or not self.recallable or request.place <= board.claimed()
 
     def running(self) -> frozenset[int]:

@@ -209,6 +209,7 @@ async def test_what_waits_is_bounded_by_bytes(tmp_path):
     go = tmp_path / "go"
     async with FunctionRunner("large:act", queue_bytes="4MiB", timeout=20) as act:
         worker = (await act("echo", 1), act._supervisor.workers[0])[1]
+        worker.limit = worker.capacity  # none is given ahead, though that call was short
         busy = [asyncio.ensure_future(act("pause", str(go))) for _ in range(worker.capacity)]
         await until(lambda: worker.room == 0)
         waiting = [asyncio.ensure_future(act("echo", array(MIB, seed))) for seed in range(3)]
@@ -249,3 +250,43 @@ def test_the_queue_counts_whatever_happens_to_it():
     with pytest.raises(ValueError, match="not in"):
         queue.remove(requests[8])
     assert queue.size == 5
+
+
+async def several_given(act):
+    """Have the runner give its only worker more than one call, as it does while calls are short."""
+    await act("echo", 1)
+    act._supervisor.workers[0].limit = 16
+
+
+async def test_small_calls_that_overtake_a_large_one_are_taken_back_without_harm(tmp_path):
+    """The one that runs stays, those that have not begun come back, and each runs once."""
+    ran, go = tmp_path / "ran", tmp_path / "go"
+    async with FunctionRunner("large:act", timeout=10) as act:
+        await several_given(act)
+        calls = [asyncio.ensure_future(act("note", str(ran), "large", array(16 * MIB)))]
+        calls += [asyncio.ensure_future(act("note_and_pause", str(ran), "long", str(go)))]
+        calls += [asyncio.ensure_future(act("note", str(ran), f"small {n}")) for n in range(4)]
+        await until(ran.exists)
+        await asyncio.sleep(0.05)
+        go.touch()
+        await asyncio.gather(*calls)
+        assert sorted(ran.read_text().splitlines()) == ["large", "long", *(f"small {n}" for n in range(4))]
+
+
+async def test_a_call_that_is_left_while_it_is_sent_leaves_later_ones_alone(tmp_path):
+    """Also where calls that have not begun are taken back after it."""
+    go = tmp_path / "go"
+    async with FunctionRunner("large:act", timeout=10) as act:
+        await several_given(act)
+        long = asyncio.ensure_future(act("pause", str(go)))
+        large = asyncio.ensure_future(act("echo", array(16 * MIB)))
+        small = asyncio.ensure_future(act("echo", 1))
+        while act.stats().workers[0].in_flight < 3:
+            await asyncio.sleep(0)
+        large.cancel()
+        await asyncio.sleep(0.05)
+        go.touch()
+        await asyncio.gather(long, small)
+        for n in range(20):
+            assert await act("echo", n) == n
+        assert act.stats().restarts == {}

@@ -61,7 +61,7 @@ async def turns(count):
 
 
 def connected(**options):
-    outbox = Outbox()
+    outbox = Outbox(lambda _: None)
     transport = Transport(outbox, **options)
     outbox.connect(transport)
     return outbox, transport
@@ -92,7 +92,7 @@ async def test_nothing_is_written_while_the_transport_is_full():
 
 
 async def test_what_waits_before_the_connection_goes_out_after_it():
-    outbox = Outbox()
+    outbox = Outbox(lambda _: None)
     outbox.put(submit(1), payload(1))
     await turns(3)
     transport = Transport(outbox)

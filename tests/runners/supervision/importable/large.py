@@ -67,3 +67,14 @@ def break_protocol(*headers):
             continue
         held.sendall(data + encode(Done(1, b"")))
     time.sleep(20)
+
+
+def note(path, text, value=None):
+    """Writes down that it ran."""
+    with Path(path).open("a") as file:
+        file.write(f"{text}\n")
+
+
+def note_and_pause(path, text, go):
+    note(path, text)
+    pause(go)
