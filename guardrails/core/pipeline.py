@@ -23,6 +23,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from guardrails.core import drive, driven, outcome, streams
 from guardrails.core.blocks import CONTEXTLIB, Block, Blocks, place_of
+from guardrails.core.fixed import fixed
 from guardrails.core.guard import Gate, Guard, Strategy
 from guardrails.core.kinds import checked, is_async, kind_of, name_of
 from guardrails.core.order import check_order
@@ -91,6 +92,7 @@ class Layer:
         self.pipeline.blocks.leave_place(id(frame) if frame.f_globals is not CONTEXTLIB else place_of(frame), exc)
 
 
+@fixed("classify", "classify_result", "check_order")
 class Pipeline(Layer):
     """Guards in order, outermost first. Build it with `guard(...)` or by stacking decorators."""
 

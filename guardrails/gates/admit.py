@@ -28,6 +28,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from guardrails.core import events, validate
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
 from guardrails.core.errors import MemoryRefused, Rejected
+from guardrails.core.fixed import fixed
 from guardrails.core.guard import Call
 from guardrails.core.outcome import Outcome
 from guardrails.core.permits import Ledger, Permits
@@ -51,6 +52,7 @@ DEFAULT_CONCURRENCY = 64
 _UNLIMITED = 1 << 40
 
 
+@fixed("priority", "aging", "key", "sampler", "clock")
 class Admit(Layer, Turnstile):
     """Admission for one kind of work. Build it with `admit(...)`, which documents the arguments."""
 

@@ -9,6 +9,7 @@ Threads: as `guardrails.core.turnstile` says: the guard may be shared by threads
 from __future__ import annotations
 
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
+from guardrails.core.fixed import fixed
 from guardrails.core.permits import Permits
 from guardrails.core.pipeline import Layer
 from guardrails.core.queue_options import Key, Priority, check_options
@@ -16,6 +17,7 @@ from guardrails.core.turnstile import Turnstile
 from guardrails.gates.concurrency import Aimd, Gradient
 
 
+@fixed("priority", "aging", "key", "clock")
 class Bulkhead(Layer, Turnstile):
     """A bulkhead. Build it with `bulkhead(...)`, which documents the arguments."""
 

@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, cast
 from guardrails.core import events
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
 from guardrails.core.errors import Rejected
+from guardrails.core.fixed import fixed
 from guardrails.core.keys import checked
 from guardrails.core.kinds import kind_of, name_of
 from guardrails.gates.connection import (
@@ -64,6 +65,7 @@ class _Block:
         connection.__exit__(kind, exc, trace)
 
 
+@fixed("key", "clock")
 class Connections:
     """Counts connections. Build it with `connections(...)`, which documents the arguments."""
 

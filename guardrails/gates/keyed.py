@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from guardrails.core import validate
+from guardrails.core.fixed import fixed
 from guardrails.core.guard import Call, Gate, Position, Ticket
 from guardrails.core.keys import checked, plain
 from guardrails.core.names import KeyedName
@@ -41,6 +42,7 @@ class _Entry(Generic[G]):
         self.calls = 0
 
 
+@fixed("factory", "key")
 class Keyed(Layer, Gate, Generic[G]):
     """A gate that passes each call to the guard of its key. Build it with `keyed(...)`, which documents the arguments.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from guardrails.core import events
+from guardrails.core.fixed import fixed
 from guardrails.core.guard import DrivenCall, Guard, Position, Strategy
 from guardrails.core.outcome import Outcome, refusal_of
 from guardrails.core.pipeline import Layer
@@ -29,6 +30,7 @@ class FallbackUsed(events.Event):
     reason: str
 
 
+@fixed("answer", "on")
 class Fallback(Layer, Strategy):
     """Another answer. Build it with `fallback(...)`, which documents the arguments."""
 

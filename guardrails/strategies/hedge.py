@@ -30,6 +30,7 @@ import anyio
 
 from guardrails.core import events
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
+from guardrails.core.fixed import fixed
 from guardrails.core.guard import DrivenCall, Position, Strategy
 from guardrails.core.outcome import refusal_of
 from guardrails.core.pipeline import Layer
@@ -146,6 +147,7 @@ class _Race:
         return ending
 
 
+@fixed("clock")
 class Hedge(Layer, Strategy):
     """Parallel attempts against slowness. Build it with `hedge(...)`, which documents the arguments."""
 

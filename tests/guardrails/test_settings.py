@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import threading
 import time
@@ -543,6 +544,43 @@ def test_no_attribute_can_be_set_without_effect(name):
         "keyed": {"max_keys"},
         "connections": {"idle_timeout", "max_total", "per_key", "when_full"},
     }.get(name, set())
+
+
+FACTORIES = {
+    "breaker": breaker,
+    "hedge": hedge,
+    "pipeline": guard,
+    "limiter": limiter,
+    "bulkhead": bulkhead,
+    "admit": admit,
+    "timeout": timeout,
+    "retry": retry,
+    "cache": cache,
+    "fallback": fallback,
+    "keyed": keyed,
+    "inject": inject,
+    "connections": connections,
+}
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_no_argument_can_be_set_without_effect(name):
+    built = GUARDS[name]()
+    parameters = inspect.signature(FACTORIES[name]).parameters.values()
+    for each in parameters:
+        kind = getattr(type(built), each.name, None)
+        decorated = each.name in {"fn", "bare"} or each.kind is each.VAR_POSITIONAL
+        if decorated or each.name in CONTRACT or (isinstance(kind, property) and kind.fset is not None):
+            continue
+        with pytest.raises(AttributeError, match=each.name):
+            setattr(built, each.name, 7)
+
+
+def test_a_fixed_argument_says_whose_it_is_and_what_to_do():
+    quota = limiter(requests=1, name="quota")
+    with pytest.raises(AttributeError, match="quota: cost cannot be changed: build another guard"):
+        quota.cost = 3
+    assert not hasattr(quota, "cost")
 
 
 def test_a_limit_on_the_process_tree_is_that_of_each_guard():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from guardrails.core import events, outcome
 from guardrails.core.clock import Clock
+from guardrails.core.fixed import fixed
 from guardrails.core.guard import Call, Gate, Position
 from guardrails.core.kinds import kind_of
 from guardrails.core.outcome import Outcome
@@ -51,6 +52,20 @@ class _Ticket:
         self.tripped = False
 
 
+@fixed(
+    "exclude",
+    "state_storage",
+    "storage_refresh",
+    "throw_new_error_on_trip",
+    "failure_rate",
+    "slow_after",
+    "slow_rate",
+    "min_calls",
+    "window",
+    "window_seconds",
+    "failure_on",
+    "clock",
+)
 class Breaker(CircuitFace, PybreakerFace, Layer, Gate):
     """One dependency's circuit. Build it with `breaker(...)`, which documents the arguments."""
 

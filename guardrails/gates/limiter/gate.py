@@ -8,6 +8,7 @@ from typing import Any
 from guardrails.core import events
 from guardrails.core.clock import Clock
 from guardrails.core.errors import Rejected
+from guardrails.core.fixed import fixed
 from guardrails.core.guard import Call, Gate, Position
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer
@@ -26,6 +27,7 @@ from guardrails.gates.limiter.turnstile import ALONE, Ident
 _Quick = tuple[float, float, float, float]
 
 
+@fixed("tier", "default_tier", "key", "max_keys", "cost", "clock")
 class Limiter(LimiterFace, Layer, Gate):
     """A limit on how much is called in a time. Build it with `limiter(...)`, which documents the arguments."""
 

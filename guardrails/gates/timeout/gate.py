@@ -9,6 +9,7 @@ from typing import Any
 from guardrails.core import deadline, events, validate
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
 from guardrails.core.errors import TimedOut
+from guardrails.core.fixed import fixed
 from guardrails.core.guard import Call, Gate, Position
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer
@@ -26,6 +27,7 @@ _SPENT = Bucket()
 _SPENT.until = 0.0
 
 
+@fixed("clock")
 class Timeout(Layer, Gate):
     """A limit on time. Build it with `timeout(...)`, which documents the arguments."""
 

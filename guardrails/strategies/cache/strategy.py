@@ -14,6 +14,7 @@ from guardrails.core import deadline, events
 from guardrails.core.background import Home
 from guardrails.core.clock import Clock
 from guardrails.core.deadline import remaining, wait_limit
+from guardrails.core.fixed import fixed
 from guardrails.core.guard import DrivenCall, Position, Strategy
 from guardrails.core.pipeline import Layer
 from guardrails.core.sizes import format_size
@@ -28,6 +29,20 @@ T = TypeVar("T")
 _NO_NAMES: dict[str, Any] = {}
 
 
+@fixed(
+    "ttl",
+    "max_bytes",
+    "key",
+    "per_instance",
+    "stale_if_error",
+    "stale_while_revalidate",
+    "errors",
+    "error_ttl",
+    "store",
+    "store_timeout",
+    "copy",
+    "clock",
+)
 class Cache(Layer, Strategy):
     """Answers that are kept. Build it with `cache(...)`, which documents the arguments."""
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from guardrails.core import events
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
+from guardrails.core.fixed import fixed
 from guardrails.core.guard import Call, DrivenCall, Guard, Position, Strategy
 from guardrails.core.pipeline import Layer
 from guardrails.strategies.inject.rules import (
@@ -62,6 +63,20 @@ class Plan(NamedTuple):
     words: str
 
 
+@fixed(
+    "latency",
+    "error",
+    "result",
+    "rate",
+    "when",
+    "after_items",
+    "retry_after",
+    "for_seconds",
+    "max_faults",
+    "seed",
+    "random",
+    "clock",
+)
 class Inject(Layer, Strategy):
     """Faults on purpose. Build it with `inject(...)`, which documents the arguments."""
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from guardrails.core import events
 from guardrails.core.clock import Clock
 from guardrails.core.errors import Failed
+from guardrails.core.fixed import fixed
 from guardrails.core.guard import DrivenCall, Position, Strategy
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer
@@ -78,6 +79,7 @@ class RetriesExhausted(Failed):
         return f"{self.guard}: what was returned is a failure; {self.detail}"
 
 
+@fixed("attempts", "wait", "stop", "on", "on_result", "raise_results", "retry_rejected", "max_retry_after", "clock")
 class Retry(Layer, Strategy):
     """Further attempts. Build it with `retry(...)`, which documents the arguments."""
 
