@@ -66,7 +66,8 @@ class Runner:
         queue: requests that may wait in this process; one more is refused with `QueueFull`.
         queue_bytes: what these may hold together, as a size; more is refused in the same way. What a worker can take at
             once does not count.
-        timeout: seconds that a request may take, waiting included; None for no limit. Calls can set their own.
+        timeout: seconds that a request may take, waiting included; None for no limit. Calls of models can set
+            their own; an ambient deadline (`deadline_in`) shortens it for any call.
         heartbeat: seconds that a worker may go without finishing a step while it has work, before it is replaced as
             stuck.
         start_timeout: seconds that a worker may take to load.
