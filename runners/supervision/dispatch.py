@@ -261,7 +261,11 @@ class Dispatcher:
             worker.cancel(request)
             return
         with contextlib.suppress(ValueError):  # it may be in neither, while a worker goes down
-            (self._suspects if request in self._suspects else self._queue).remove(request)
+            if request in self._suspects:
+                self._suspects.remove(request)
+                self.pump()  # a worker that was reserved for it may take others
+            else:
+                self._queue.remove(request)
         self.note_idle()
 
     def _holder(self, request: Request) -> Worker | None:

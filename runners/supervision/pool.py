@@ -184,6 +184,7 @@ class Pool:
                         await self._start_beside_others()
         finally:
             self._restoring -= 1
+            self.supervisor.dispatcher.pump()  # what waits for a fresh worker may wait for none now
 
     async def _start_beside_others(self) -> None:
         """Start the worker of one restart, and count a failure, whatever it is, as a crash."""
@@ -218,6 +219,8 @@ class Pool:
         """A worker is loading no more: it is ready, or has failed."""
         self.coming.discard(worker)
         self._arrived.set()
+        # In the next turn, when it is in service or known to have failed: what waits for it may wait for none now.
+        asyncio.get_running_loop().call_soon(self.supervisor.dispatcher.pump)
 
     def _report(self, task: str, error: BaseException) -> None:
         self.supervisor.count_replacement("start_failed")

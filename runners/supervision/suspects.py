@@ -29,6 +29,7 @@ class Suspects:
     def __init__(self, fresh_comes: Callable[[], bool]) -> None:
         self.fresh_comes = fresh_comes
         self.waiting: deque[Request] = deque()
+        self._reserved: Worker | None = None
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -47,6 +48,8 @@ class Suspects:
             ValueError: it does not wait here.
         """
         self.waiting.remove(request)
+        if not self.waiting:
+            self._release()
 
     def take(self) -> Request:
         """The first one."""
@@ -67,19 +70,26 @@ class Suspects:
             if worker is None and not self.fresh_comes():
                 worker = free[0] if free else None
                 if worker is None:
-                    _reserve(workers)
+                    self._reserve(workers)
             if worker is None:
                 return
-            worker.reserved = False
+            self._release()
             request = self.take()
             request.given_unfilled = worker.private <= worker.baseline * _UNFILLED
             worker.give(request, now)
+        self._release()
 
+    def _reserve(self, workers: Iterable[Worker]) -> None:
+        ready = [worker for worker in workers if worker.state == "ready"]
+        if ready and not any(worker.reserved or worker.suspects for worker in ready):
+            self._reserved = min(ready, key=lambda worker: len(worker.in_flight))
+            self._reserved.reserved = True
 
-def _reserve(workers: Iterable[Worker]) -> None:
-    ready = [worker for worker in workers if worker.state == "ready"]
-    if ready and not any(worker.reserved or worker.suspects for worker in ready):
-        min(ready, key=lambda worker: len(worker.in_flight)).reserved = True
+    def _release(self) -> None:
+        """What was reserved is not needed: another worker takes the suspect, or its caller has left."""
+        if self._reserved is not None:
+            self._reserved.reserved = False
+            self._reserved = None
 
 
 __all__ = ["Suspects"]

@@ -255,6 +255,7 @@ class Worker:
         """
         if self.process.withdraw(request.id):
             del self.in_flight[request.id]
+            self.suspects -= request.suspect
             self._on_answer(request, Failed(request.id, _WITHDRAWN), memoryview(b""))
         else:
             self.process.send(Cancel(request.id))
