@@ -53,6 +53,20 @@ def pack(value: Any) -> tuple[bytes, Payload]:
         raise _unsendable(error) from error
 
 
+def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any], *more: Any) -> tuple[bytes, Payload]:
+    """`pack` of the arguments of a call. The common ones, numbers and texts, hold nothing that has to be looked for.
+
+    Raises:
+        UnsendableError: they hold something that cannot be sent; the message names its type.
+    """
+    if kwargs or not _PLAIN.issuperset(map(type, args)):
+        return pack((args, kwargs, *more))
+    try:
+        return _encode((args, kwargs, *more)), b""
+    except (ValueError, OverflowError) as error:  # surrogates, huge integers
+        raise _unsendable(error) from error
+
+
 def _pack_arrays(value: Any) -> tuple[bytes, Payload]:
     small: list[Buffer] = []
     large: list[Part] = []
