@@ -18,6 +18,7 @@ from guardrails._collision import refuse_foreign_package
 from guardrails._lazy import lazy
 
 if TYPE_CHECKING:
+    from guardrails.core.attempts import attempt as attempt
     from guardrails.core.deadline import deadline_in as deadline_in
     from guardrails.core.deadline import remaining as remaining
     from guardrails.core.events import subscribe as subscribe
@@ -39,6 +40,7 @@ refuse_foreign_package()
 
 __all__ = [
     "admit",
+    "attempt",
     "breaker",
     "bulkhead",
     "cache",
@@ -58,6 +60,7 @@ __all__ = [
 
 _HOMES = {
     "admit": "gates.admit",
+    "attempt": "core.attempts",
     "breaker": "gates.breaker",
     "bulkhead": "gates.bulkhead",
     "cache": "strategies.cache",

@@ -201,6 +201,9 @@ class Strategy(Guard):
     #: With `recovers`: called once for each call before its first attempt, if it is not None. Must be cheap and must
     #: not raise. A stream is counted by `run_stream` itself.
     tally: Callable[[], object] | None = None
+    #: With `recovers`: whether it numbers its further attempts (see `guardrails.core.attempts`). The pipeline then sees
+    #: to it that the first one has its number.
+    numbers = False
     #: Whether it can drive an async generator, by `run_stream`.
     streams = False
 

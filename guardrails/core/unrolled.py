@@ -6,6 +6,8 @@ each variant. What it says for two gates, the second of which interrupts, inside
 
     async def guarded(*args, **kwargs):              # or fn's own parameters, if no guard reads the call
         bind(*args, **kwargs)                        # the outermost only, with these: wrong arguments reach no gate
+        if FURTHER.made and number() != 1:           # a strategy that numbers attempts only, in one beyond the first
+            return await first(*args, **kwargs)      # of another call: this wrapper, once more, as a first attempt
         if EVENTS.sinks:                             # the outermost only: one look, and nothing else if nobody listens
             return await observed(*args, **kwargs)   # this pipeline, once more, which announces the call
         tally()                                      # if the strategy counts calls
@@ -57,7 +59,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
-from guardrails.core import outcome
+from guardrails.core import attempts, outcome
 from guardrails.core.guard import UNREAD, Call, Gate, Strategy
 from guardrails.core.signature import Shape, fitted, shape_of
 
@@ -97,6 +99,8 @@ def compile_guarded(
         "VALUES": _VALUES,
         "partial": functools.partial,
         "observed": observed,
+        "FURTHER": attempts.FURTHER,
+        "number": attempts.number,
         **tools,
     }
     for number, gate in enumerate(gates):
@@ -122,13 +126,17 @@ def compile_guarded(
         reads_call=reads_call,
         recovers=strategy is not None,
         tallies=strategy is not None and strategy.tally is not None,
+        numbers=strategy is not None and strategy.numbers,
         announces=observed is not None,
         plain=plain,
         binds=shape is None and tools.get("bind") is not None,
         timed=tools.get("late") is not None,
         within=all(gate in gates for gate in tools.get("deadlines", ())),
     )
-    return fitted(code, fn, shape, names)
+    guarded = fitted(code, fn, shape, names)
+    if strategy is not None and strategy.numbers:
+        names["first"] = functools.partial(attempts.at if is_async else attempts.at_blocking, 1, guarded)
+    return guarded
 
 
 @functools.lru_cache(1024)
@@ -140,6 +148,7 @@ def _code(
     reads_call: bool,
     recovers: bool,
     tallies: bool,
+    numbers: bool,
     announces: bool,
     plain: bool,
     binds: bool,
@@ -152,6 +161,8 @@ def _code(
     lines = [f"{'async ' if is_async else ''}def guarded({parameters}):"]
     if binds:
         lines.append("    bind(*args, **kwargs)")
+    if numbers:
+        lines += ["    if FURTHER.made and number() != 1:", f"        return {wait}first({arguments})"]
     if announces:
         lines += ["    if EVENTS.sinks:", f"        return {wait}observed({arguments})"]
     if tallies:

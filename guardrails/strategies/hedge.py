@@ -28,7 +28,7 @@ from typing import Any
 
 import anyio
 
-from guardrails.core import events
+from guardrails.core import attempts, events
 from guardrails.core.clock import SYSTEM_CLOCK, Clock
 from guardrails.core.fixed import fixed
 from guardrails.core.guard import DrivenCall, Position, Strategy
@@ -247,9 +247,13 @@ class Hedge(Layer, Strategy):
         streams: list[StreamTask] = race.scopes
 
         def start() -> None:
-            streams.append(
-                StreamTask(proceed, functools.partial(self._first, race, race.started + 1, self._clock.now()))
-            )
+            number = race.started + 1
+
+            def numbered() -> AsyncGenerator[Any, Any]:
+                attempts.mark(number)  # called in the task of the attempt
+                return proceed()
+
+            streams.append(StreamTask(numbered, functools.partial(self._first, race, number, self._clock.now())))
             race.running += 1
             streams[-1].start()
 
@@ -327,6 +331,7 @@ class Hedge(Layer, Strategy):
         began = self._clock.now()
         try:
             with race.scopes[number - 1] as scope:
+                attempts.mark(number)
                 result = await proceed()
         except BaseException as exc:
             race.raised(exc)

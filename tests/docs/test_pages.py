@@ -16,6 +16,7 @@ DOCS = ROOT / "docs"
 HEADINGS = ["About", "Usage", "Defaults", "Telemetry", "Anti-patterns"]
 #: Where a public name is documented, if not on the page of its own name.
 PAGES = {
+    "attempt": "retry",
     "deadline_in": "deadline",
     "guard": "pipeline",
     "inject": "chaos",

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from guardrails.core import events
+from guardrails.core import attempts, events
 from guardrails.core.clock import Clock
 from guardrails.core.errors import Failed
 from guardrails.core.fixed import fixed
@@ -85,6 +85,7 @@ class Retry(Layer, Strategy):
 
     positions = (Position.RETRY,)
     streams = True
+    numbers = True
 
     def __init__(self, policy: Policy, *, raise_results: bool, name: str, clock: Clock) -> None:
         self.name = name
@@ -142,13 +143,17 @@ class Retry(Layer, Strategy):
         while True:
             delay = 0.0
             source = proceed()
+            number = run.attempt  # it counts the next one before this is closed
             step: Callable[[Any], Awaitable[T]] = source.asend
             given: Any = None
             delivered = False
             try:
                 while True:
                     try:
-                        item = await step(given)
+                        if number > 1 or attempts.FURTHER.made:
+                            item = await attempts.at(number, step, given)
+                        else:
+                            item = await step(given)
                     except StopAsyncIteration:
                         return
                     except Exception as exc:
@@ -169,7 +174,7 @@ class Retry(Layer, Strategy):
                     except BaseException as exc:  # thrown in by the reader: the source decides what becomes of it
                         step, given = source.athrow, exc
             finally:
-                await source.aclose()
+                await attempts.at(number, source.aclose)
             await self._wait(run, delay)
 
     # The loop
@@ -183,7 +188,7 @@ class Retry(Layer, Strategy):
         while True:
             if run.outcome is None:
                 try:
-                    result = await proceed()
+                    result = await attempts.at(run.attempt, proceed)
                 except Exception as exc:
                     run.raised(exc)
                 else:
@@ -198,7 +203,7 @@ class Retry(Layer, Strategy):
         while True:
             if run.outcome is None:
                 try:
-                    result = proceed()
+                    result = attempts.at_blocking(run.attempt, proceed)
                 except Exception as exc:
                     run.raised(exc)
                 else:
