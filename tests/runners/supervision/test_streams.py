@@ -159,7 +159,7 @@ async def test_a_paused_stream_is_no_reason_for_another_worker(until):
 
 async def test_guards_work_on_streams(tmp_path):
     watched = breaker(fail_max=1)
-    async with FunctionRunner("streams:raises") as runner:
+    async with FunctionRunner("streams:raises_async") as runner:
         guarded = guard(watched, timeout(20))(runner.stream)
         with pytest.raises(RemoteError):
             await read(guarded(2))
