@@ -58,8 +58,7 @@ def serve(channel: Channel, engine: StepEngine, board: Board) -> None:
         for message, payload in channel.poll(wait=wait):
             if isinstance(message, Submit):
                 number += 1
-                job = Job(message, payload, number)
-                _submit(channel, engine, job)
+                _submit(channel, engine, Job(message, payload, number))
             elif isinstance(message, More):
                 engine.more(message.id, message.count)
             elif isinstance(message, Cancel):
