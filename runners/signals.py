@@ -52,15 +52,14 @@ class Stopping:
         self._event = asyncio.Event()
 
     def is_set(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has come, and the runners refuse new requests."""
         return self._event.is_set()
 
     async def wait(self) -> None:
-        """Return when a signal comes."""
+        """Return when a signal has come, and the runners refuse new requests."""
         await self._event.wait()
 
-    def _begin(self, number: signal.Signals) -> None:
-        self.signal = number
+    def _notify(self) -> None:
         self._event.set()
 
 
@@ -156,9 +155,9 @@ class _Ending:
                 self.raised = error
 
     def _signalled(self, number: signal.Signals) -> None:
-        if not self.stopping.is_set():
+        if self.stopping.signal is None:
             _log.info("%s: draining; Ctrl-C (SIGINT) stops at once", number.name)
-            self.stopping._begin(number)  # noqa: SLF001 - it is this module's
+            self.stopping.signal = number
             self._tasks.append(self._loop.create_task(self._drain()))
         elif number is signal.SIGINT and len(self._tasks) == 1:
             _log.warning("SIGINT while draining: stopping at once")
@@ -187,6 +186,8 @@ class _Ending:
         async with asyncio.TaskGroup() as together:
             for runner in self._runners:
                 together.create_task(_close_one(runner))
+            # The tasks run before the waiter that this wakes, so no request of the block slips in between.
+            self.stopping._notify()  # noqa: SLF001 - it is this module's
 
     def _cancel(self) -> None:
         if not self._ended.is_set() and not self._cancelled:

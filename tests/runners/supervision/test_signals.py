@@ -129,8 +129,6 @@ async def test_what_was_accepted_is_answered_then_the_program_ends(program, unti
 
 async def test_new_requests_are_refused_while_draining(program, until):
     block = """await stopping.wait()
-                while act.state != "draining":
-                    await asyncio.sleep(0)
                 await call(act, "echo", 99)
                 await asyncio.gather(*calls)"""
     one = program(block=block)
@@ -270,3 +268,18 @@ def test_only_in_the_main_thread():
     thread.start()
     thread.join()
     assert "only the main thread" in str(errors[0])
+
+
+async def test_what_waits_for_the_signal_finds_every_runner_refusing():
+    async with (
+        FunctionRunner("calls:act") as first,
+        FunctionRunner("calls:act") as second,
+        drain_on_signals(first, second) as stopping,
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stopping.wait()
+        assert stopping.is_set()
+        assert stopping.signal is signal.SIGTERM
+        for runner in (first, second):
+            with pytest.raises(RunnerClosed):
+                await runner("echo", 1)
