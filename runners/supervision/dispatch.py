@@ -113,11 +113,12 @@ class Dispatcher:
         Raises:
             QueueFull: as many, or as many bytes, wait already as may.
         """
-        size = self._queue.size + len(body) + len(payload)
-        if (len(self._queue) >= self.limit or size > self.limit_bytes) and (
-            self._queue or self._least_loaded() is None
-        ):
-            raise QueueFull(self.name, detail=self._full(len(body) + len(payload)))
+        queue = self._queue
+        worker = None if queue else self._choose(affinity)
+        if worker is None:
+            size = len(body) + len(payload)
+            if len(queue) >= self.limit or queue.size + size > self.limit_bytes:
+                raise QueueFull(self.name, detail=self._full(size))
         number, future = next(self._numbers), self._loop.create_future()
         request: Request
         if window:
@@ -131,9 +132,8 @@ class Dispatcher:
         if deadline is not None:
             request.expire_at_deadline(self._wheel, self._expire)
         self.counts["submitted"] += 1
-        worker = None if self._queue else self._choose(affinity)
         if worker is None:
-            self._queue.append(request)
+            queue.append(request)
         else:
             self._give(worker, request, now)
         return request

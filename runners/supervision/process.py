@@ -185,15 +185,15 @@ class WorkerProcess:
 
     def send(self, message: Message, payload: Payload = b"", *, size: int = 0, now: bool = False) -> bool:
         """Send a message. All of one turn of the event loop go out with one system call, unless it must go `now`. A
-        large one goes in slices, behind which small ones about other requests do not wait. `size`: of what is in the
-        message itself, where that may be large.
+        large one goes in slices, behind which small ones about other requests do not wait. `size`: bytes of a request
+        and its payload.
 
         Returns whether its place among all messages is settled. One that goes in slices has its place where the last of
         it is: `on_sent` is called then.
 
         Nothing happens after the exit.
         """
-        if isinstance(payload, Parts) or size + len(payload) > SLICE:
+        if size > SLICE or isinstance(payload, Parts):
             self._outbox.put(message, payload)
             return False
         if self._outbox.waiting and self._outbox.holds_back(message):

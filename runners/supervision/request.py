@@ -31,7 +31,7 @@ class Request:
         given_unfilled: whether the worker that runs it by itself, as a suspect, held little memory before.
         place: its number among those that its present worker was sent; 0 until all of it is on its way.
         affinity: what has the same goes to the same worker, if that has room; None: anywhere.
-        waiting_bytes: of body and payload, while it waits in the queue.
+        size: bytes of body and payload.
         generation: of the model of the worker that had it last; see `ServedModel`.
         abandoned_at: when its caller left, on the loop's clock; None while it waits.
     """
@@ -58,10 +58,10 @@ class Request:
         "place",
         "proven",
         "redeliver",
+        "size",
         "slot",
         "strikes",
         "suspect",
-        "waiting_bytes",
     )
 
     def __init__(
@@ -77,6 +77,7 @@ class Request:
         self.id = number
         self.body = body
         self.payload = payload
+        self.size = len(body) + len(payload)
         self.deadline = deadline
         self.redeliver = redeliver
         self.deaths = 0
@@ -92,7 +93,6 @@ class Request:
         self.generation = 0
         self.place = 0
         self.slot = 0
-        self.waiting_bytes = 0
         self.bucket: Bucket | None = None
         self.on_expire: Callable[[Request], None]
 

@@ -17,19 +17,19 @@ class WaitingRequests(deque[Request]):
 
     def append(self, request: Request) -> None:
         """At the end."""
-        self._came(request)
+        self.size += request.size
         super().append(request)
 
     def extendleft(self, requests: Iterable[Request]) -> None:
         """In front, the last one first."""
         for request in requests:
-            self._came(request)
+            self.size += request.size
             super().appendleft(request)
 
     def popleft(self) -> Request:
         """The first one."""
         request = super().popleft()
-        self.size -= request.waiting_bytes
+        self.size -= request.size
         return request
 
     def remove(self, request: Request) -> None:
@@ -39,12 +39,7 @@ class WaitingRequests(deque[Request]):
             ValueError: it is not here.
         """
         super().remove(request)
-        self.size -= request.waiting_bytes
-
-    def _came(self, request: Request) -> None:
-        # Noted with the request: one that is left lets its payload go before it is removed.
-        request.waiting_bytes = len(request.body) + len(request.payload)
-        self.size += request.waiting_bytes
+        self.size -= request.size
 
 
 __all__ = ["WaitingRequests"]

@@ -238,7 +238,7 @@ class Worker:
         left = None if request.deadline is None else max(0.0, request.deadline - now)
         message = Submit(request.id, left, request.suspect, msgspec.Raw(request.body), request.window)
         # An idle one should not wait for the loop to come round.
-        if self.process.send(message, request.payload, size=len(request.body), now=idle):
+        if self.process.send(message, request.payload, size=request.size, now=idle):
             self.given = request.place = self.given + 1
 
     def _sent(self, message: Message) -> None:
@@ -395,7 +395,7 @@ class Worker:
             if request is not None:
                 self.answered += 1
                 self.suspects -= request.suspect
-                self.memory.answered[(len(request.body) + len(request.payload)).bit_length()] += 1
+                self.memory.answered[request.size.bit_length()] += 1
                 self.last_progress = self._loop.time()
                 if self.limit <= self.capacity and (self._ahead or self.stalled):
                     self.renew()
