@@ -68,9 +68,9 @@ class FaultyEngine(StepEngine):
         """Pass it on."""
         self._engine.listen(fd)
 
-    def wait(self) -> None:
+    def wait(self) -> bool:
         """Pass it on."""
-        self._engine.wait()
+        return self._engine.wait()
 
     def close(self) -> None:
         """Pass it on."""

@@ -53,8 +53,8 @@ def serve(channel: Channel, engine: StepEngine, board: Board) -> None:
     while True:
         # While it drains, paused streams are all that is worth waiting for: their readers may take more, or leave.
         wait = idle and (not draining or channel.streams > 0)
-        if wait and not channel.pending:
-            engine.wait()
+        if wait and not channel.pending and engine.wait():
+            wait = False
         for message, payload in channel.poll(wait=wait):
             if isinstance(message, Submit):
                 number += 1

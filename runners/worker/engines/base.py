@@ -163,8 +163,11 @@ class StepEngine(abc.ABC):
     def listen(self, fd: int) -> None:  # noqa: B027 - only engines that wait for more than the parent have to do with it
         """End a step, or `wait`, early when there is something to read from this descriptor."""
 
-    def wait(self) -> None:  # noqa: B027 - as above
-        """There is nothing to do until there is something to read: return then, or at once."""
+    def wait(self) -> bool:
+        """There is nothing to do: return when there is something to read, or something has come of what goes on anyhow.
+        False at once if nothing does.
+        """
+        return False
 
     def close(self) -> None:  # noqa: B027 - as above
         """The worker ends in good order: end what is left."""

@@ -110,10 +110,12 @@ class FunctionEngine(StepEngine):
         if self._tasks is not None:
             self._tasks.listen(fd)
 
-    def wait(self) -> None:
-        """Let the event loop, if there is one, run until there is something to read."""
-        if self._tasks is not None:
-            self._tasks.wait()
+    def wait(self) -> bool:
+        """Let the event loop, if there is one, run until there is something to read or to send."""
+        if self._tasks is None:
+            return False
+        self._tasks.wait()
+        return True
 
     def close(self) -> None:
         """End what is left on the event loop."""

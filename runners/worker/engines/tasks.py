@@ -115,7 +115,7 @@ class Tasks:
             call.more(count)
 
     def wait(self) -> None:
-        """Let the loop run until there is something to read."""
+        """Let the loop run until there is something to read, or a call that waited for its reader has ended."""
         self._run_loop()
 
     def step(self, replies: Replies, running: Running) -> bool:

@@ -168,6 +168,14 @@ async def test_guards_work_on_streams(tmp_path):
         assert runner.stats().submitted == 1
 
 
+async def test_a_stream_that_ends_while_its_reader_takes_nothing_is_answered(until):
+    async with FunctionRunner("streams:gives_up") as runner:
+        stream = runner.stream(1000)
+        assert await anext(stream) == 0
+        await until(lambda: runner.stats().workers[0].in_flight == 0, seconds=5)
+        await stream.aclose()
+
+
 # Leaving
 
 

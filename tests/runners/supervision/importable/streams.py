@@ -145,3 +145,9 @@ class Countdown:
 
 
 countdown = Countdown()
+
+
+async def gives_up(n):
+    async with asyncio.timeout(0.2):
+        for number in range(n):
+            yield number
