@@ -95,12 +95,11 @@ async def test_a_worker_that_ends_badly_while_it_is_retired_is_replaced_once(mon
     monkeypatch.setattr(pool, "headroom", lambda: 0)
     mark = tmp_path / "mark"
     with capture_events(WorkerExited, WorkerReady, WorkerReplaced) as seen:
-        async with FunctionRunner("calls:act", memory="40MiB", memory_hard="1GiB", idempotent=True) as act:
-            act._supervisor.drain_timeout = 1.0  # the leak has answered by then, on any machine
-            leaking = asyncio.create_task(act("leak", 60 * MIB))
-            stuck = asyncio.create_task(act("hold", str(mark), str(tmp_path / "go")))
-            full = await leaking
-            await until(mark.exists)
+        async with FunctionRunner(
+            "memory_calls:act", memory="40MiB", memory_hard="1GiB", idempotent=True, drain_timeout=0.2
+        ) as act:
+            (full,) = (worker.pid for worker in act.stats().workers)
+            stuck = asyncio.create_task(act("leak_once_and_hold", str(mark), str(tmp_path / "go"), 60 * MIB))
             await until(lambda: any(isinstance(e, WorkerExited) and e.pid == full for e in seen))
             (tmp_path / "go").touch()
             await until(lambda: any(isinstance(event, WorkerReplaced) for event in seen))

@@ -35,6 +35,16 @@ def leak(size, seconds):
     return os.getpid()
 
 
+def leak_once_and_hold(path, go, size):
+    """Waits until `go` exists; the first call ever takes `size` bytes before."""
+    if not Path(path).exists():
+        _kept.append(b"\x01" * size)
+        Path(path).touch()
+    while not Path(go).exists():
+        time.sleep(0.005)
+    return os.getpid()
+
+
 def leak_a_part(data, share):
     """Leaves `share` times the size of its argument behind."""
     _kept.append(b"\x01" * (len(data) * share))
