@@ -12,7 +12,7 @@ from runners.errors import FunctionNotFound, StreamMismatch, UnsendableValue
 from runners.protocol.frames import MAX_FRAME
 from runners.protocol.messages import stream_mismatch
 from runners.protocol.parts import Payload
-from runners.protocol.values import UnsendableError, pack_call, unpack
+from runners.protocol.values import UnsendableError, pack, pack_call, unpack
 from runners.runner import Runner
 from runners.spec import Faults, Resources
 from runners.supervision.autoscale import Autoscale
@@ -177,15 +177,15 @@ class FunctionRunner(Runner):
     def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Payload]:
         try:
             if "opentelemetry.trace" in sys.modules:  # imported by a program that uses it
-                body, payload = pack_call(args, kwargs, *_tracing())
+                body, payload = pack((args, kwargs, *_tracing()))
             else:
                 body, payload = pack_call(args, kwargs)
         except UnsendableError as error:
             raise UnsendableValue(
                 f"{self.name}: an argument cannot be sent: {error}; pass plain data or numpy arrays"
             ) from error
-        if len(body) + len(payload) > MAX_FRAME // 2:
-            size = len(body) + len(payload)
+        size = len(body) + len(payload)
+        if size > MAX_FRAME // 2:
             raise UnsendableValue(
                 f"{self.name}: the arguments are {size:,} bytes; at most {MAX_FRAME // 2:,} can be sent"
             )

@@ -53,16 +53,19 @@ def pack(value: Any) -> tuple[bytes, Payload]:
         raise _unsendable(error) from error
 
 
-def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any], *more: Any) -> tuple[bytes, Payload]:
+def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Payload]:
     """`pack` of the arguments of a call. The common ones, numbers and texts, hold nothing that has to be looked for.
 
     Raises:
         UnsendableError: they hold something that cannot be sent; the message names its type.
     """
-    if kwargs or not _PLAIN.issuperset(map(type, args)):
-        return pack((args, kwargs, *more))
+    if kwargs:
+        return pack((args, kwargs))
+    for value in args:
+        if type(value) not in _PLAIN:
+            return pack((args, kwargs))
     try:
-        return _encode((args, kwargs, *more)), b""
+        return _encode((args, kwargs)), b""
     except (ValueError, OverflowError) as error:  # surrogates, huge integers
         raise _unsendable(error) from error
 

@@ -135,7 +135,9 @@ class Dispatcher:
         if worker is None:
             queue.append(request)
         else:
-            self._give(worker, request, now)
+            worker.give(request, now)
+            if not self._looking:
+                self._look_soon(worker)
         return request
 
     def _full(self, size: int) -> str:
@@ -157,11 +159,12 @@ class Dispatcher:
                 return
             self._queue.popleft()
             if request.waited_for:
-                self._give(worker, request, self._loop.time())
+                worker.give(request, self._loop.time())
+                if not self._looking:
+                    self._look_soon(worker)
 
-    def _give(self, worker: Worker, request: Request, now: float) -> None:
-        worker.give(request, now)
-        if not self._looking and worker.recallable and len(worker.in_flight) > 1:
+    def _look_soon(self, worker: Worker) -> None:
+        if worker.recallable and len(worker.in_flight) > 1:
             self._looking = True
             self._loop.call_later(_LOOK_EVERY, self._look)
 
