@@ -11,6 +11,8 @@ from typing import Any
 
 #: Keys of these types cannot change. A tuple can, through what it holds; such a one is rarer than the cost of a look.
 _FIXED = frozenset({str, int, bytes, bool, type(None), tuple})
+#: Of these, the types that always have a hash: `checked` gives such a key back as it is.
+UNCHANGING = _FIXED - {tuple}
 
 
 class Key:

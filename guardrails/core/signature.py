@@ -11,6 +11,7 @@ no name can collide with a name of the wrapper's own, and no text from outside i
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -82,6 +83,21 @@ def binder_of(fn: Callable[..., Any]) -> Callable[..., object] | None:
     bound = FunctionType(empty, {}, argdefs=fn.__defaults__)
     bound.__kwdefaults__ = fn.__kwdefaults__
     return bound
+
+
+def span_of(binder: Callable[..., object] | None) -> tuple[int, int]:
+    """How few and how many arguments by position, without any by name, are right for what `binder_of` gave: then it
+    need not be called. An empty span where there are none.
+    """
+    if not isinstance(binder, FunctionType):
+        return 1, 0
+    code = binder.__code__
+    count = code.co_argcount
+    by_name = code.co_varnames[count : count + code.co_kwonlyargcount]
+    if any(name not in (binder.__kwdefaults__ or {}) for name in by_name):
+        return 1, 0
+    most = sys.maxsize if code.co_flags & inspect.CO_VARARGS else count
+    return count - len(binder.__defaults__ or ()), most
 
 
 def _EMPTY() -> None:  # noqa: N802 - its code is what is used

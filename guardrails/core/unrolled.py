@@ -5,7 +5,8 @@ A loop over the gates costs more than most gates do, and so does a frame for a s
 each variant. What it says for two gates, the second of which interrupts, inside a strategy that recovers::
 
     async def guarded(*args, **kwargs):              # or fn's own parameters, if no guard reads the call
-        bind(*args, **kwargs)                        # the outermost only, with these: wrong arguments reach no gate
+        if kwargs or not LEAST <= len(args) <= MOST: # the outermost only, with these: wrong arguments reach no gate
+            bind(*args, **kwargs)
         if FURTHER.made and number() != 1:           # a strategy that numbers attempts only, in one beyond the first
             return await first(*args, **kwargs)      # of another call: this wrapper, once more, as a first attempt
         if EVENTS.sinks:                             # the outermost only: one look, and nothing else if nobody listens
@@ -24,7 +25,8 @@ each variant. What it says for two gates, the second of which interrupts, inside
                                                      # is one of the gates, after a wait: else it began with that
             result = await fn(*args, **kwargs)
             outcome = SUCCESS if type(result) in VALUES else judge_result(result_verdict, result)
-            own_1 = own_verdict_1(ticket_1, result, outcome)    # only of a gate that is judged apart
+            own_1 = outcome if failure_if_of_1(ticket_1) is None else own_verdict_1(ticket_1, result, outcome)
+                                                     # only of a gate that is judged apart
         except BaseException as exc:
             if stage == 0: held = []                 # refused at the door: nobody holds anything
             elif stage == 1: held = [(gate_0, ticket_0)]
@@ -61,7 +63,7 @@ from typing import Any
 
 from guardrails.core import attempts, outcome
 from guardrails.core.guard import UNREAD, Call, Gate, Strategy
-from guardrails.core.signature import Shape, fitted, shape_of
+from guardrails.core.signature import Shape, fitted, shape_of, span_of
 
 #: Types whose values cannot be a response with a status: the default verdict on them is known.
 _VALUES = frozenset({type(None), bool, int, float, str, bytes, bytearray, list, dict, tuple, set, frozenset})
@@ -103,12 +105,14 @@ def compile_guarded(
         "number": attempts.number,
         **tools,
     }
+    names["LEAST"], names["MOST"] = span_of(tools.get("bind"))
     for number, gate in enumerate(gates):
         names[f"gate_{number}"] = gate
         names[f"try_enter_{number}"] = gate.try_enter
         names[f"enter_{number}"] = gate.enter if is_async else gate.enter_blocking
         names[f"settle_{number}"] = gate.settle
         names[f"disarm_{number}"] = gate.disarm
+        names[f"failure_if_of_{number}"] = gate.failure_if_of
         names[f"own_verdict_{number}"] = own.get(gate)
     if strategy is not None:
         names["tally"] = strategy.tally
@@ -160,7 +164,7 @@ def _code(
     parameters, arguments = ("*args, **kwargs",) * 2 if shape is None else (shape.parameters, shape.arguments)
     lines = [f"{'async ' if is_async else ''}def guarded({parameters}):"]
     if binds:
-        lines.append("    bind(*args, **kwargs)")
+        lines += ["    if kwargs or not LEAST <= len(args) <= MOST:", "        bind(*args, **kwargs)"]
     if numbers:
         lines += ["    if FURTHER.made and number() != 1:", f"        return {wait}first({arguments})"]
     if announces:
@@ -190,7 +194,8 @@ def _code(
     judged = "judge_result(result_verdict, result)"
     lines.append(f"        outcome = {f'SUCCESS if {is_plain} else {judged}' if plain else judged}")
     lines += [
-        f"        own_{number} = own_verdict_{number}(ticket_{number}, result, outcome)"
+        f"        own_{number} = outcome if failure_if_of_{number}(ticket_{number}) is None "
+        f"else own_verdict_{number}(ticket_{number}, result, outcome)"
         for number, (_, _, judges) in enumerate(kinds) if judges
     ]  # fmt: skip
     lines += ["    except BaseException as exc:", *_failed(count, recovers=recovers, timed=timed), "    else:"]

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from guardrails.core import validate
 from guardrails.core.fixed import fixed
 from guardrails.core.guard import Call, Gate, Position, Ticket
-from guardrails.core.keys import checked, plain
+from guardrails.core.keys import UNCHANGING, checked, plain
 from guardrails.core.names import KeyedName
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer
@@ -32,14 +32,15 @@ _LOOK = 32
 
 
 class _Entry(Generic[G]):
-    """A guard and how many calls are in it, running or waiting."""
+    """A guard, how many calls are in it, running or waiting, and whether it stands among the idle ones."""
 
-    __slots__ = ("calls", "guard", "place")
+    __slots__ = ("calls", "guard", "idle", "place")
 
     def __init__(self, place: Hashable, guard: G) -> None:
         self.place = place
         self.guard = guard
         self.calls = 0
+        self.idle = False
 
 
 @fixed("factory", "key")
@@ -69,7 +70,8 @@ class Keyed(Layer, Gate, Generic[G]):
         self._key = key
         self._lock = threading.RLock()
         # By the key, in the form of `guardrails.core.keys`. All of them, the least recently used first; those without
-        # calls; and of these, those that had something to remember when it was last looked at.
+        # calls, and some that have got a call since, which saves two changes of the table for each call; and those
+        # without calls that had something to remember when it was last looked at.
         self._entries: OrderedDict[Hashable, _Entry[G]] = OrderedDict()
         self._idle: OrderedDict[Hashable, _Entry[G]] = OrderedDict()
         self._remembering: OrderedDict[Hashable, _Entry[G]] = OrderedDict()
@@ -125,7 +127,26 @@ class Keyed(Layer, Gate, Generic[G]):
 
     def try_enter(self, call: Call) -> tuple[_Entry[G], Ticket] | None:
         """Ask the guard of the call's key."""
-        entry = self._join(call)
+        # As `_join` and `_use` do for a key that has a guard; two frames more cost as much as a gate.
+        if call.args is None or call.kwargs is None:
+            entry = self._join(call)  # refuses it
+        else:
+            place: Hashable = self._key(*call.args, **call.kwargs)  # user code: outside the lock
+            if type(place) not in UNCHANGING:
+                place = checked(self.name, place)
+            with self._lock:
+                known = self._entries.get(place)
+                if known is None:
+                    entry = self._use(place)
+                    self._shrink()
+                else:
+                    entry = known
+                    self._entries.move_to_end(place)
+                    if not entry.calls and not entry.idle:
+                        self._remembering.pop(place, None)
+                    entry.calls += 1
+                    if len(self._entries) > self._max_keys:
+                        self._shrink()
         try:
             ticket = entry.guard.try_enter(call)
         except BaseException:
@@ -164,7 +185,16 @@ class Keyed(Layer, Gate, Generic[G]):
         try:
             entry.guard.settle(inner, outcome)
         finally:
-            self._leave(entry)
+            with self._lock:  # as `_leave` does; a frame more costs as much as the lock
+                entry.calls -= 1
+                if not entry.calls:
+                    if entry.idle:
+                        self._idle.move_to_end(entry.place)
+                    else:
+                        self._idle[entry.place] = entry
+                        entry.idle = True
+                    if len(self._entries) > self._max_keys:
+                        self._shrink()
 
     # Inside
 
@@ -192,7 +222,7 @@ class Keyed(Layer, Gate, Generic[G]):
             entry = self._entries[place] = _Entry(place, self._made(place) if guard is None else guard)
         else:
             self._entries.move_to_end(place)
-            if not entry.calls and self._idle.pop(place, None) is None:
+            if not entry.calls and not entry.idle:
                 self._remembering.pop(place, None)
         entry.calls += 1
         return entry
@@ -201,6 +231,8 @@ class Keyed(Layer, Gate, Generic[G]):
         entry.calls -= 1
         if not entry.calls:
             self._idle[entry.place] = entry
+            self._idle.move_to_end(entry.place)
+            entry.idle = True
 
     def _made(self, place: Hashable) -> G:
         guard = self._factory(plain(place))
@@ -218,19 +250,23 @@ class Keyed(Layer, Gate, Generic[G]):
     def _shrink(self) -> None:
         # One that is in use stays, even if there are too many then: a second guard of its key would let in what the
         # first refuses.
-        while len(self._entries) > self._max_keys and (self._idle or self._remembering):
-            victim = self._victim()
+        while len(self._entries) > self._max_keys and (victim := self._victim()) is not None:
             del self._entries[victim.place]
             self._evicted[victim.place] = victim.guard
 
-    def _victim(self) -> _Entry[G]:
+    def _victim(self) -> _Entry[G] | None:
         # The least recently used, of those with nothing to remember if there are any. A guard is looked at once after
         # each use of it, so that this takes constant time on average, however many there are.
         while self._idle:
             place, entry = self._idle.popitem(last=False)
+            entry.idle = False
+            if entry.calls:
+                continue
             if _forgettable(entry.guard):
                 return entry
             self._remembering[place] = entry
+        if not self._remembering:
+            return None
         oldest = list(islice(self._remembering.values(), _LOOK))
         victim = next((entry for entry in oldest if _forgettable(entry.guard)), oldest[0])
         return self._remembering.pop(victim.place)
