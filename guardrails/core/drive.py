@@ -20,6 +20,7 @@ from typing import Any
 
 from guardrails.core import deadline, events
 from guardrails.core.guard import DrivenCall, Gate, Guard, Strategy, Ticket
+from guardrails.core.names import name_of
 from guardrails.core.observed import ObservedCall
 from guardrails.core.outcome import SUCCESS, Outcome, classify_result, is_cancellation
 from guardrails.core.unrolled import compile_guarded
@@ -276,9 +277,8 @@ def _refuse_lazy(fn: Callable[..., Any], result: Any) -> None:
     # A plain function that gives back a coroutine or a future has not done its work: it would run outside the guard.
     if isinstance(result, CoroutineType | GeneratorType):
         result.close()
-    name = getattr(fn, "__qualname__", repr(fn))
     msg = (
-        f"{name} is a plain function that returned a {type(result).__name__}, whose work would run unguarded: "
+        f"{name_of(fn)} is a plain function that returned a {type(result).__name__}, whose work would run unguarded: "
         "guard the async function or generator itself, or wrap it in an 'async def' that awaits it"
     )
     raise TypeError(msg)

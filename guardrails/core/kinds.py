@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from guardrails.core.names import name_of
+
 
 def kind_of(fn: Any) -> str:
     """``coroutine``, ``stream`` (async generator), ``generator`` or ``function``; else a TypeError."""
@@ -55,7 +57,3 @@ def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return call
-
-
-def name_of(fn: Any) -> str:
-    return getattr(fn, "__qualname__", None) or repr(fn)

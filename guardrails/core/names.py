@@ -1,4 +1,4 @@
-"""Names of guards that were made for a key: what may be shown of them.
+"""Names that may be shown: of guarded functions, and of guards that were made for a key.
 
 ``keyed(lambda user: breaker(name=user), key=...)`` gives each guard its key for a name. Whoever logs, counts or reports
 events must not show it, and must not have a time series for each; what may be shown is the name of the `keyed`.
@@ -6,7 +6,8 @@ events must not show it, and must not have a time series for each; what may be s
 
 from __future__ import annotations
 
-from typing import Self
+import functools
+from typing import Any, Self
 
 
 class KeyedName(str):
@@ -27,3 +28,13 @@ def public(name: str) -> str:
 
 
 __all__ = ["KeyedName", "public"]
+
+
+def name_of(fn: Any) -> str:
+    """The name of a function in errors and events; of a partial that of its function, of an object that of its class.
+    Never a `repr`: it may show arguments, and an address would make a metric's label without end.
+    """
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None)
+    return name if isinstance(name, str) and name else type(fn).__qualname__

@@ -25,7 +25,8 @@ from guardrails.core import drive, driven, outcome, streams
 from guardrails.core.blocks import CONTEXTLIB, Block, Blocks, place_of
 from guardrails.core.fixed import fixed
 from guardrails.core.guard import Gate, Guard, Strategy
-from guardrails.core.kinds import checked, is_async, kind_of, name_of
+from guardrails.core.kinds import checked, is_async, kind_of
+from guardrails.core.names import name_of
 from guardrails.core.order import check_order
 from guardrails.core.outcome import Outcome
 from guardrails.core.signature import binder_of
@@ -173,6 +174,9 @@ class Pipeline(Layer):
         if compiled is fn:
             return fn  # a pipeline without guards
         guarded = functools.wraps(fn)(compiled)
+        if not hasattr(fn, "__qualname__"):  # a partial, or an object that can be called
+            guarded.__qualname__ = name_of(fn)
+            guarded.__name__ = guarded.__qualname__.rpartition(".")[2]
         guarded.__guarded__ = _Guarded(self, fn, guarded)  # type: ignore[attr-defined]
         return cast("Callable[P, R]", guarded)
 

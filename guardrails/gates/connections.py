@@ -24,7 +24,8 @@ from guardrails.core.clock import SYSTEM_CLOCK, Clock
 from guardrails.core.errors import Rejected
 from guardrails.core.fixed import fixed
 from guardrails.core.keys import checked
-from guardrails.core.kinds import kind_of, name_of
+from guardrails.core.kinds import kind_of
+from guardrails.core.names import name_of
 from guardrails.gates.connection import (
     Connection,
     ConnectionClosed,

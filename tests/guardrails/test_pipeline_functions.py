@@ -13,11 +13,12 @@ from unittest.mock import AsyncMock
 import anyio
 import pytest
 
-from guardrails import admit, breaker, guard, timeout
+from guardrails import admit, breaker, guard, retry, timeout
 from guardrails.core.guard import Gate, Strategy
 from guardrails.core.outcome import Outcome
 from guardrails.core.pipeline import Layer, Pipeline
 from guardrails.errors import Rejected
+from guardrails.testing import capture_events
 
 pytestmark = pytest.mark.anyio
 
@@ -769,3 +770,37 @@ def test_a_call_is_settled_when_the_garbage_collector_strikes_inside_a_gate(memo
     finally:
         gc.enable()
     assert (gate.in_flight, gate.reserved) == (0, 0)
+
+
+class Called:
+    def __repr__(self):
+        return "Called(token=secret)"
+
+    async def __call__(self):
+        return 1
+
+
+async def named(x):
+    return x
+
+
+@pytest.mark.parametrize(
+    ("fn", "name"),
+    [
+        (functools.partial(functools.partial(named), "secret"), "named"),
+        (Called(), "Called"),
+        (Called().__call__, "Called.__call__"),
+    ],
+)
+async def test_events_and_the_wrapper_of_what_has_no_name_show_no_argument(fn, name):
+    guarded = guard(retry(), timeout(1))(fn)
+    with capture_events() as seen:
+        await guarded()
+    assert {event.source for event in seen} == {name}
+    assert (guarded.__qualname__, guarded.__name__) == (name, name.rpartition(".")[2])
+
+
+def test_a_refusal_of_a_partial_shows_no_argument():
+    with pytest.raises(TypeError, match="timeout cannot guard sorted, a sync function") as refused:
+        timeout(1)(functools.partial(sorted, "secret"))
+    assert "secret" not in str(refused.value)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 from guardrails.core import outcome as outcomes
 from guardrails.core.drive import judge_result
 from guardrails.core.guard import Call
+from guardrails.core.names import name_of
 from guardrails.core.outcome import IGNORED, SUCCESS, Outcome
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class PybreakerFace:
             self.settle(ticket, IGNORED)
             if inspect.iscoroutine(result):
                 result.close()
-            msg = f"call takes sync functions; decorate {getattr(func, '__qualname__', func)!r}, which is async"
+            msg = f"call takes sync functions; decorate {name_of(func)!r}, which is async"
             raise TypeError(msg)
         if isinstance(result, GeneratorType):
             return self._generate(ticket, result)  # type: ignore[return-value]

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from guardrails.core.errors import Failed
+from guardrails.core.names import name_of
 
 #: Seconds to wait, given a call's arguments.
 LatencyRule = Callable[[tuple[Any, ...], Any], float]
@@ -105,7 +106,7 @@ def again(exception: Exception) -> Exception:
 def with_arguments(argument: str, function: Callable[..., Any]) -> Callable[[tuple[Any, ...], Any], Any]:
     """`function` as one of a call's arguments, which it gets only if it takes any."""
     if inspect.iscoroutinefunction(function) and argument != "result":
-        msg = f"{argument} takes a sync function, not the async {getattr(function, '__qualname__', function)}"
+        msg = f"{argument} takes a sync function, not the async {name_of(function)}"
         raise TypeError(msg)
     try:
         bare = not inspect.signature(function).parameters
