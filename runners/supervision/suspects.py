@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from runners.supervision.request import Request
 from runners.supervision.worker import Worker
 
-#: A worker that holds no more than this many times what it did when it was loaded has not been filled by others.
-_UNFILLED = 1.25
+#: A worker that holds no more than so many times what it did when it was loaded, and so many bytes, has not been filled
+#: by others: what a small one gathers in its first thousand calls is not much of any budget.
+_UNFILLED, _UNFILLED_BYTES = 1.25, 16 << 20
 
 
 class Suspects:
@@ -75,7 +76,7 @@ class Suspects:
                 return
             self._release()
             request = self.take()
-            request.given_unfilled = worker.private <= worker.baseline * _UNFILLED
+            request.given_unfilled = worker.private <= worker.baseline * _UNFILLED + _UNFILLED_BYTES
             worker.give(request, now)
         self._release()
 

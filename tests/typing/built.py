@@ -14,6 +14,7 @@ import tenacity
 import guardrails
 from guardrails import (
     admit,
+    attempt,
     breaker,
     bulkhead,
     connections,
@@ -223,6 +224,8 @@ async def blocks() -> int:
         assert_type(nothing, None)
     async with timeout(5), breaker():
         pass
+    assert_type(attempt(), int)
+    attempt(2)  # expect: call-arg | reportCallIssue
     with deadline_in(5):
         assert_type(remaining(), float | None)
     with breaker():
