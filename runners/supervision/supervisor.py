@@ -432,7 +432,7 @@ class Supervisor:
         if in_service:
             self.workers.remove(worker)
         forget_process(worker.pid)
-        expected = exit.reason in ("drained", "stopped") and not worker.in_flight
+        expected = exit.reason == "killed" or (exit.reason in ("drained", "stopped") and not worker.in_flight)
         if events.sinks:
             events.emit(WorkerExited(self.spec.name, worker.pid, exit.label, exit.describe(), exit.stderr))
         if not expected:

@@ -84,6 +84,9 @@ def _set(body: str, at: int) -> tuple[str, int]:
             at += 1
     if at >= len(body) or not out:
         raise _bad("a set that is empty or has no end")
+    for first, last in re.findall(r"(.)-(.)", _readable(out)):
+        if first > last:
+            raise _bad(f"the range {first}-{last}, which ends before it begins")
     if not negated and re.search(r"[\x00-\x22]-[\x22-\U0010ffff]|[\x22-\x5c]-[\x5c-\U0010ffff]", _readable(out)):
         raise _bad("a range over the quote or the backslash")
     return f"[^{''.join(out)}{_NOT_PLAIN}]" if negated else f"[{''.join(out)}]", at + 1
