@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
@@ -69,6 +69,7 @@ class EmbeddingRunner(Runner):
         drain_timeout: float | None = None,
         grace: float = 10,
         environment: Mapping[str, str] | None = None,
+        inherit_environment: Iterable[str] | Literal[True] = (),
         restart: RestartPolicy | None = None,
         resources: Resources | None = None,
         publish_status: bool | None = None,
@@ -110,6 +111,7 @@ class EmbeddingRunner(Runner):
             drain_timeout=drain_timeout,
             grace=grace,
             environment=environment,
+            inherit_environment=inherit_environment,
             restart=restart,
             resources=resources,
             publish_status=publish_status,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import Any, Literal
 
 import msgspec
 
@@ -68,6 +68,7 @@ class FunctionRunner(Runner):
         drain_timeout: float | None = None,
         grace: float = 10,
         environment: Mapping[str, str] | None = None,
+        inherit_environment: Iterable[str] | Literal[True] = (),
         restart: RestartPolicy | None = None,
         resources: Resources | None = None,
         publish_status: bool | None = None,
@@ -109,6 +110,7 @@ class FunctionRunner(Runner):
             drain_timeout=drain_timeout,
             grace=grace,
             environment=environment,
+            inherit_environment=inherit_environment,
             restart=restart,
             resources=resources,
             publish_status=publish_status,

@@ -12,10 +12,10 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from guardrails.core import events
 from guardrails.core.deadline import wait_limit
@@ -23,6 +23,7 @@ from guardrails.core.sizes import parse_size
 from runners.protocol.parts import Payload
 from runners.spec import Faults, Resources, WorkerSpec
 from runners.supervision.autoscale import Autoscale, as_autoscale
+from runners.supervision.environment import as_inherited
 from runners.supervision.limits import Limits
 from runners.supervision.report import Count, Report
 from runners.supervision.request import Answer, Request
@@ -74,7 +75,10 @@ class Runner:
         drain_timeout: seconds after which a worker that is replaced is ended whatever it still has. None: it answers
             what it has, for as long as the requests' own timeouts allow.
         grace: seconds that `close` gives accepted requests to be answered.
-        environment: variables for the workers, on top of this process's.
+        environment: variables for the workers, on top of those that they inherit.
+        inherit_environment: names of this process's variables that workers inherit too, as in ``("DATABASE_URL",
+            "AWS_*")``; True: all of them. By default what Python and numeric libraries need, and no secrets: see
+            `runners.supervision.environment.INHERITED`.
         restart: when crashed workers are started again.
         resources: cores, threads, niceness and the like of the workers; see `runners.spec.Resources`.
         publish_status: whether `runners top` shows this runner; by default what the variable RUNNERS_STATUS says.
@@ -103,6 +107,7 @@ class Runner:
         drain_timeout: float | None,
         grace: float,
         environment: Mapping[str, str] | None,
+        inherit_environment: Iterable[str] | Literal[True],
         restart: RestartPolicy | None,
         resources: Resources | None,
         publish_status: bool | None,
@@ -143,6 +148,7 @@ class Runner:
             options=options,
             sys_path=tuple(os.path.abspath(entry) for entry in sys.path),  # noqa: PTH100 - text in, text out
             environment={**_ENVIRONMENT, **(environment or {})},
+            inherit_environment=as_inherited(inherit_environment),
             resources=(resources or Resources()).shared_by(as_autoscale(workers).maximum),
             faults=faults or Faults(),
         )

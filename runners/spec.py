@@ -143,7 +143,9 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         engine: ``"function"`` or ``"onnx"``.
         options: what the engine takes; see its module under `runners.worker.engines`.
         sys_path: where the child finds the caller's modules.
-        environment: variables that the child gets on top of the parent's.
+        environment: variables that the child gets on top of those that it inherits.
+        inherit_environment: the parent's variables that it inherits beside the default ones; a trailing ``*`` matches
+            the rest of a name.
         resources: see `Resources`.
         faults: see `Faults`.
     """
@@ -153,6 +155,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any]
     sys_path: tuple[str, ...] = ()
     environment: dict[str, str] = {}
+    inherit_environment: tuple[str, ...] = ()
     resources: Resources = Resources()
     faults: Faults = Faults()
 

@@ -11,6 +11,7 @@ from runners.config.guards import Section
 from runners.config.values import Size, SizeOrNone, seconds, whole
 from runners.spec import Resources
 from runners.supervision.autoscale import Autoscale, as_autoscale
+from runners.supervision.environment import as_inherited
 from runners.supervision.restart import RestartPolicy
 
 _HARD_FACTOR = 1.5
@@ -50,6 +51,7 @@ class RunnerSection(Section, frozen=True, kw_only=True):
     drain_timeout: float | None = None
     grace: float = 10
     environment: dict[str, str] = msgspec.field(default_factory=dict)
+    inherit_environment: bool | list[str] = msgspec.field(default_factory=list)
     restart: RestartSection | None = None
     resources: Resources | None = None
     publish_status: bool | None = None
@@ -57,6 +59,7 @@ class RunnerSection(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Check what the constructors check."""
         as_autoscale(self.workers)
+        as_inherited(self.inherit_environment)
         whole("queue", self.queue, 0)
         if self.queue == 0 and (self.lazy or self.idle_unload is not None or self.size.minimum == 0):
             msg = "queue = 0 does not go with lazy, idle_unload or a minimum of 0: a request waits there for the load"

@@ -38,10 +38,11 @@ from runners.protocol.parts import SLICE, Incoming, Parts, Payload
 from runners.spec import WorkerSpec
 from runners.supervision.cores import Cores
 from runners.supervision.ending import exit_code, reap, when_ended
+from runners.supervision.environment import environment
 from runners.supervision.exit import Exit
 from runners.supervision.oom import LOOK_EVERY, OomWatch
 from runners.supervision.outbox import Outbox
-from runners.supervision.spawn import cannot_start, environment, grant
+from runners.supervision.spawn import cannot_start, grant
 
 #: The variable that marks a worker and what it starts.
 _MARK = "RUNNERS_WORKER"

@@ -1,4 +1,4 @@
-"""What a worker is started with, and why it could not be."""
+"""What a worker gets of the machine, and why it could not be started."""
 
 from __future__ import annotations
 
@@ -9,15 +9,6 @@ from runners.errors import SystemLimitReached, WorkerNotFound
 from runners.spec import Grant, WorkerSpec
 from runners.supervision.cores import Cores
 
-#: How numeric libraries are told their number of threads.
-_THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "RAYON_NUM_THREADS",
-)
 #: What to do when the system has no more of something.
 _SHORTAGES = {
     errno.EMFILE: "no file descriptor is left in this process; raise its limit (ulimit -n), or close some",
@@ -27,13 +18,6 @@ _SHORTAGES = {
     errno.ENOSPC: "no room is left for the worker's shared page",
     errno.EFBIG: "the limit on the size of files (ulimit -f) leaves no room for the worker's shared page",
 }
-
-
-def environment(spec: WorkerSpec) -> dict[str, str]:
-    """This process's variables, and the spec's on top. Where neither says how many threads to use, the resources do."""
-    threads = spec.resources.threads
-    default = {} if threads is None else dict.fromkeys(_THREADS, str(threads))
-    return {**default, **os.environ, **spec.environment}
 
 
 def grant(spec: WorkerSpec, cores: Cores) -> Grant:

@@ -30,6 +30,7 @@ from runners.protocol.messages import (
 )
 from runners.protocol.parts import Incoming
 from runners.spec import WorkerSpec, budget_fits, budget_for
+from runners.supervision.environment import missing_hint
 from runners.supervision.exit import Exit
 from runners.supervision.memory import WorkerMemory, in_thread
 from runners.supervision.process import WorkerProcess
@@ -413,8 +414,9 @@ class Worker:
             self.files = message.files
             self._ready.set_result(None)
         elif isinstance(message, LoadFailed) and not self._ready.done():
-            self.load_error = message.error
-            self._ready.set_exception(start_error(message.error, self.spec.name))
+            hint = missing_hint(self.spec, message.error.message)
+            self.load_error = msgspec.structs.replace(message.error, message=message.error.message + hint)
+            self._ready.set_exception(start_error(self.load_error, self.spec.name))
 
     def _exited(self, exit: Exit) -> None:  # noqa: A002
         if exit.reason is None and self.memory.hold.fired():
