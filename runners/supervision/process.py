@@ -49,10 +49,12 @@ _MARK = "RUNNERS_WORKER"
 _ROOT = str(Path(__file__).resolve().parents[2])
 # Our package, and no other `runners` that the working directory may hold, is imported from where the parent has it;
 # the folder is on the path for that one import only, so that nothing else in it can hide a module of the standard
-# library.
+# library. The title comes first, where `ps` shows it.
 _PROGRAM = (
+    "title = {title}; "
     "import sys; root = sys.argv.pop(1); sys.path.insert(0, root); import runners; sys.path.remove(root); "
-    f"from runners.worker.guard import guard; guard({_MARK!r}); "
+    "from runners.worker.title import entitle; entitle(title); "
+    f"from runners.worker.guard import guard; guard({_MARK!r}, title); "
     "from runners.worker.main import main; main()"
 )
 #: What a line of output may begin with, ``<0>`` (worst) to ``<7>``, and how it is logged then.
@@ -61,6 +63,8 @@ _LEVELS = {
     b"4": logging.WARNING, b"5": logging.INFO, b"6": logging.INFO, b"7": logging.DEBUG,
 }  # fmt: skip
 _MAX_LINE = 4096
+#: Characters of a runner's name in the titles of its processes.
+_MAX_TITLE = 60
 _KEPT_LINES = 40
 #: Bytes that may be on their way in the socket, as far as the system allows: with more, the two sides of a large
 #: transfer wait less often for each other where the cores are busy.
@@ -163,7 +167,7 @@ class WorkerProcess:
 
     def _spawn(self, theirs: socket.socket) -> None:
         self.board = Board.create()
-        command = [self.python, "-P", "-c", _PROGRAM, _ROOT]
+        command = [self.python, "-P", "-c", _program(self.spec.name), _ROOT]
         command += ["--socket", str(theirs.fileno()), "--board", str(self.board.fd), "--parent", str(os.getpid())]
         granted = grant(self.spec, _cores)
         self._own_cores = granted.cpus if self.spec.resources.cpus == "shared" else ()
@@ -343,6 +347,11 @@ class WorkerProcess:
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def _program(name: str) -> str:
+    title = "runners: " + "".join(filter(str.isprintable, name))[:_MAX_TITLE] + " worker"
+    return _PROGRAM.replace("{title}", ascii(title))  # whatever the encoding of the command line
 
 
 @contextlib.contextmanager

@@ -20,17 +20,20 @@ import select
 import signal
 import time
 
+from runners.worker.title import GUARD, entitle
+
 #: Seconds between two looks at the worker's process where its pipe does not show it: a fork in native code may hold it.
 _LOOK = 5.0
 _LONGEST_PAUSE = 0.2
 _ROUNDS = 5
 
 
-def guard(variable: str) -> None:
+def guard(variable: str, title: str = "") -> None:
     """Start the guard of this process. Call it before any thread is started.
 
     Args:
         variable: of the environment; what has the same value there as this process is ended with it.
+        title: of this process, on its command line: see `runners.worker.title`.
     """
     # One that the application ignores is inherited, and no child's exit status could be had here.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -51,6 +54,8 @@ def guard(variable: str) -> None:
     try:
         if os.fork() == 0:
             os.setpgid(0, 0)  # what is sent to the worker's group does not reach it
+            if title:
+                entitle(title, GUARD)
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             _close_all_but(reading)
             _wait(worker, reading)
