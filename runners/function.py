@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from math import inf
 from typing import Any, Literal
 
 import msgspec
 
+from guardrails.core.validate import seconds as checked_seconds
 from runners.errors import FunctionNotFound, StreamMismatch, UnsendableValue
 from runners.protocol.frames import MAX_FRAME
 from runners.protocol.messages import stream_mismatch
-from runners.protocol.parts import Payload
+from runners.protocol.parts import Incoming, Payload
 from runners.protocol.values import UnsendableError, pack, pack_call, unpack
 from runners.runner import Runner
 from runners.spec import Faults, Resources
 from runners.supervision.autoscale import Autoscale
 from runners.supervision.restart import RestartPolicy
+from runners.supervision.stream import Stream
+from runners.timed_function import TimedFunction
 
 _MAX_WINDOW = 65_536
 #: As many as the status page has room for.
@@ -122,7 +126,7 @@ class FunctionRunner(Runner):
         self._function = function
         self._plain = False  # known not to be a generator function
 
-    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    async def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the function in a worker.
 
         Raises:
@@ -131,16 +135,9 @@ class FunctionRunner(Runner):
             StreamMismatch: it is a generator function; read it with `stream`.
             RunnerCrashed, PoisonedRequest, RequestTimeout, QueueFull, RunnerUnavailable: see `runners.errors`.
         """
-        if not self._plain:
-            self._plain = self._check_kind(streamed=False)
-        body, payload = self._packed(args, kwargs)
-        answer, array_bytes = await self._ask_one(body, payload, timeout=None, redeliver=self.idempotent)
-        try:
-            return unpack(answer, array_bytes)
-        except (msgspec.DecodeError, ValueError, TypeError) as error:
-            raise self._unreadable(error) from error
+        return await self._call(args, kwargs, None)
 
-    async def stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+    async def stream(self, /, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Call the generator function in a worker, and yield its items as they come.
 
         Its call begins with the first item asked for. Leaving early (`break` out of the loop, `aclose`, a cancellation)
@@ -154,19 +151,42 @@ class FunctionRunner(Runner):
             UnsendableValue: arguments or an item are not data.
             PoisonedRequest, RequestTimeout, QueueFull, RunnerUnavailable: see `runners.errors`.
         """
+        with self._items(args, kwargs, None) as items:
+            async for item, array_bytes in items:
+                yield self._unpacked(item, array_bytes)
+
+    def with_timeout(self, seconds: float | None) -> TimedFunction:
+        """The same function with another timeout than the runner's, to call or to read as a stream: ``await
+        runner.with_timeout(2)(image)``. A method, since all keywords of a call are the function's own.
+
+        Args:
+            seconds: that a call or a whole stream may take, waiting included; None or infinity for no limit. A nearer
+                ambient deadline (`deadline_in`) still counts.
+
+        Raises:
+            TypeError: it is no number.
+            ValueError: it is not above 0.
+        """
+        timeout = inf if seconds is None else checked_seconds("seconds", seconds, hint="; None is no limit")
+        return TimedFunction(self.name, timeout, call=self._call, items=self._items, unpacked=self._unpacked)
+
+    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Any:
+        if not self._plain:
+            self._plain = self._check_kind(streamed=False)
+        body, payload = self._packed(args, kwargs)
+        answer, array_bytes = await self._ask_one(body, payload, timeout=timeout, redeliver=self.idempotent)
+        return self._unpacked(answer, array_bytes)
+
+    def _items(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Stream:
         self._check_kind(streamed=True)
         body, payload = self._packed(args, kwargs)
-        items = self._ask_stream(body, payload, window=self.window, timeout=None, redeliver=self.idempotent)
-        with items:
-            async for item, array_bytes in items:
-                try:
-                    value = unpack(item, array_bytes)
-                except (msgspec.DecodeError, ValueError, TypeError) as error:
-                    raise self._unreadable(error) from error
-                yield value
+        return self._ask_stream(body, payload, window=self.window, timeout=timeout, redeliver=self.idempotent)
 
-    def _unreadable(self, error: Exception) -> UnsendableValue:  # a `msgspec.Ext` with a code of ours
-        return UnsendableValue(f"{self.name}: what the function returned cannot be read: {error}")
+    def _unpacked(self, answer: msgspec.Raw, array_bytes: Incoming) -> Any:
+        try:
+            return unpack(answer, array_bytes)
+        except (msgspec.DecodeError, ValueError, TypeError) as error:  # a `msgspec.Ext` with a code of ours
+            raise UnsendableValue(f"{self.name}: what the function returned cannot be read: {error}") from error
 
     def _check_kind(self, *, streamed: bool) -> bool:
         """Refuse the wrong way of calling, if a worker is up that has said what the function is; whether one has."""

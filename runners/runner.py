@@ -14,12 +14,15 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from math import isnan
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from guardrails.core import events
 from guardrails.core.deadline import wait_limit
 from guardrails.core.sizes import parse_size
+from guardrails.core.validate import real
+from runners.errors import InvalidInput, InvalidType
 from runners.protocol.parts import Payload
 from runners.spec import Faults, Resources, WorkerSpec
 from runners.supervision.autoscale import Autoscale, as_autoscale
@@ -236,8 +239,20 @@ class Runner:
         """Seconds that a call may take. A deadline around it counts too; one that a `timeout` enforces ends the call
         itself, by cancelling it.
         """
-        seconds = self.timeout if timeout is None else timeout
+        seconds = self.timeout if timeout is None else self._checked(timeout)
         return wait_limit(_FOREVER if seconds is None else seconds)
+
+    def _checked(self, timeout: float) -> float:
+        """A call's own timeout. One of 0 or less is over at once: it may be computed from a deadline."""
+        try:
+            seconds = real("timeout", timeout)
+        except TypeError as error:
+            raise InvalidType(f"{self.name}: {error}") from None
+        except ValueError as error:
+            raise InvalidInput(f"{self.name}: {error}") from None
+        if isnan(seconds):
+            raise InvalidInput(f"{self.name}: timeout must be a number of seconds, not nan")
+        return seconds
 
     async def _ask_one(
         self,
